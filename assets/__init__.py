@@ -1,0 +1,1 @@
+"""Bundled worlds and textures; read them with importlib.resources.files("farworld.assets")."""

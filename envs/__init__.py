@@ -1,0 +1,1 @@
+"""Built-in worlds, recorder and exploration policies."""

@@ -1,0 +1,1 @@
+"""FAR transformer, DC-AE autoencoder, flow matching and the key-value cache."""

@@ -1,0 +1,1 @@
+"""Interactive player: window, keys, head-up display, headless scripts."""

@@ -1,0 +1,1 @@
+"""Training: data, autoencoder and FAR training, evaluation."""
