@@ -1,0 +1,107 @@
+"""Frames to files that people look at: mp4, PNG, contact sheets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+
+class VideoWriter:
+    """Write frames to an H.264 mp4; use as a context manager.
+
+    Args:
+        path: the file to write.
+        frames_per_second: the speed of the video.
+        height: of the frames, in pixels.
+        width: of the frames, in pixels.
+        scale: each pixel becomes scale x scale pixels, so that small frames survive the codec and the player.
+
+    Raises:
+        ValueError: the size is odd (H.264 needs even), or not positive.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, frames_per_second: float, height: int, width: int, *, scale: int = 1
+    ) -> None:
+        if scale < 1 or height < 1 or width < 1 or height * scale % 2 or width * scale % 2:
+            raise ValueError(
+                f"a video needs even sides, got {height}x{width} times {scale}; use an even scale"
+            )
+        import av
+
+        self._av = av
+        self._shape = (height, width, 3)
+        self._scale = scale
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(os.fspath(path), "w")
+        rate = Fraction(frames_per_second).limit_denominator(1001)
+        self._stream = self._container.add_stream("libx264", rate=rate, options={"crf": "16"})
+        self._stream.height, self._stream.width = height * scale, width * scale
+        self._stream.pix_fmt = "yuv420p"
+
+    def __enter__(self) -> VideoWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, frame: np.ndarray) -> None:
+        """Add one frame: (H, W, 3), uint8."""
+        if frame.dtype != np.uint8 or frame.shape != self._shape:
+            raise ValueError(f"frame must be uint8 {self._shape}, got {frame.dtype} {frame.shape}")
+        if self._scale > 1:
+            frame = frame.repeat(self._scale, 0).repeat(self._scale, 1)
+        picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        self._container.mux(self._stream.encode(picture))
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._container is not None:
+            try:
+                self._container.mux(self._stream.encode(None))
+            finally:
+                self._container.close()
+                self._container = None
+
+
+def write_png(path: str | os.PathLike, frame: np.ndarray) -> None:
+    """Write one picture, (H, W, 3) uint8, as PNG."""
+    import av
+
+    codec = av.CodecContext.create("png", "w")
+    codec.height, codec.width = frame.shape[:2]
+    codec.pix_fmt, codec.time_base = "rgb24", Fraction(1)
+    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+    packets = [*codec.encode(picture), *codec.encode(None)]
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"".join(bytes(packet) for packet in packets))
+
+
+def contact_sheet(frames: Sequence[np.ndarray] | np.ndarray, columns: int, gap: int = 2) -> np.ndarray:
+    """Lay frames out in rows, left to right and top to bottom.
+
+    Args:
+        frames: (N, H, W, 3), uint8, N at least 1.
+        columns: frames in a row.
+        gap: white pixels between frames.
+
+    Returns:
+        The sheet: (height, width, 3), uint8.
+    """
+    pictures = np.asarray(frames)
+    if pictures.ndim != 4 or not len(pictures) or columns < 1:
+        raise ValueError(
+            f"a sheet needs frames (N, H, W, 3) and columns >= 1, got {pictures.shape}, {columns}"
+        )
+    count, height, width, channels = pictures.shape
+    rows = -(-count // columns)
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = picture
+    return sheet
