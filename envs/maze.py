@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -79,7 +79,7 @@ def _cast(walls, x, y, ray_x, ray_y):
 @njit(cache=True, inline="always")
 def _blur_level(texels_per_sample):
     level = 0
-    while texels_per_sample > 1.5 and level < NUM_BLUR_LEVELS - 1:
+    while texels_per_sample > 1.2 and level < NUM_BLUR_LEVELS - 1:
         texels_per_sample *= 0.5
         level += 1
     return level
@@ -159,7 +159,7 @@ def _render(frame, x, y, forward_x, forward_y, walls, faces, floors, textures):
 
 def _blur_levels(texture: np.ndarray) -> np.ndarray:
     """Ever smoother copies of a tiling texture, at full size so that every level is read alike."""
-    level = texture.astype(np.float32)
+    level: np.ndarray = texture.astype(np.float32)
     levels = [level]
     for k in range(NUM_BLUR_LEVELS - 1):
         for axis in (0, 1):
@@ -201,7 +201,10 @@ def _load_textures() -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
     images = {}
     for name in names:
         encoded = np.frombuffer((folder / name).read_bytes(), np.uint8)
-        images[name] = cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        if image is None or image.shape != (TEXTURE_SIZE, TEXTURE_SIZE, 3):
+            raise ValueError(f"{folder / name} is not a {TEXTURE_SIZE} x {TEXTURE_SIZE} image; reinstall farworld")
+        images[name] = np.ascontiguousarray(image[..., ::-1])
     walls = tuple(name for name in names if name.startswith("wall_"))
     floors = tuple(name for name in names if name.startswith("floor_"))
     if len(walls) < QUADRANTS or len(floors) < QUADRANTS:
@@ -313,7 +316,7 @@ class MazeEnv(gymnasium.Env[np.ndarray, np.int64]):
     - v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 7.5}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 7.5}
 
     def __init__(self, *, size: int = 64, render_mode: str | None = None) -> None:
         if isinstance(size, bool) or not isinstance(size, int) or size <= 0 or size % 16:
@@ -326,6 +329,9 @@ class MazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         self.action_space = gymnasium.spaces.Discrete(len(ACTIONS))
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self._textures = _load_textures()[0]
+        self.walls = np.ones((GRID_SIZE, GRID_SIZE), bool)  # indexed [x, y]; carved by reset
+        self.x = self.y = 0.0
+        self._start_degrees = 0
         self._turns = 0  # the heading is a whole number of turns from its start: a full circle is exact
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
@@ -435,15 +441,26 @@ class MazeExplorer:
             return [NOOP] * int(rng.integers(2, 8))
         if draw < 0.020:
             return [BACKWARD] * int(rng.integers(2, 7))
-        if draw < 0.025:
-            return [turn] * int(rng.integers(2, 6)) + [FORWARD] * int(rng.integers(5, 11))
-        if draw < 0.035:
+        if draw < 0.028:
+            return self._bump()
+        if draw < 0.036:
             return [turn] * int(rng.integers(2, 8))
-        if draw < 0.037:
+        if draw < 0.038:
             return [turn] * TURNS_PER_CIRCLE
-        if draw < 0.062:
+        if draw < 0.063:
             return [int(rng.integers(len(ACTIONS)))]
         return []
+
+    def _bump(self) -> list[int]:
+        """Turn to a wall of this cell and keep walking against it."""
+        x, y = self._env.cell
+        blocked = [i for i, (dx, dy) in enumerate(NEIGHBOURS) if self._env.walls[x + dx, y + dy]]
+        if not blocked:
+            return []
+        degrees = 90 * blocked[int(self._rng.integers(len(blocked)))]
+        turns = round(_signed_degrees(degrees - self._env.heading) / TURN_DEGREES)
+        turn = TURN_LEFT if turns < 0 else TURN_RIGHT
+        return [turn] * abs(turns) + [FORWARD] * int(self._rng.integers(4, 9))
 
     def _follow_path(self) -> int:
         """Turn or walk towards the next cell of the tour."""
@@ -455,7 +472,7 @@ class MazeExplorer:
             self._path = self._plan()
         target_x, target_y = _middle(self._path[0])
         bearing = math.degrees(math.atan2(target_y - env.y, target_x - env.x))
-        error = (bearing - env.heading + 180) % 360 - 180
+        error = _signed_degrees(bearing - env.heading)
         if abs(error) <= TURN_DEGREES / 2:
             return FORWARD
         # Near the wanted direction a person turns while walking.
@@ -488,6 +505,11 @@ class MazeExplorer:
         if len(path) > 1 and math.dist(_middle(start), (self._env.x, self._env.y)) < 0.35:
             path.popleft()
         return path
+
+
+def _signed_degrees(angle: float) -> float:
+    """The same angle in [-180, 180)."""
+    return (angle + 180) % 360 - 180
 
 
 def _middle(cell: Cell) -> tuple[float, float]:

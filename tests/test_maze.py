@@ -8,6 +8,7 @@ from farworld.envs.maze import BODY_RADIUS, STEP_CELLS, TURNS_PER_CIRCLE, MazeEn
 from gymnasium.utils.env_checker import check_env
 
 NUM_ACTIONS = 7
+FORWARD_ACTIONS = (1, 5, 6)
 
 
 @pytest.fixture
@@ -129,10 +130,11 @@ def test_every_cell_of_a_maze_can_be_reached():
         assert len(reached) == (~walls).sum()
 
 
-def test_explorer_emits_every_action_and_sees_most_of_the_maze():
+def test_explorer_emits_every_action_bumps_into_walls_and_sees_most_of_the_maze():
     env = MazeEnv()
     counts = np.zeros(NUM_ACTIONS, int)
     shares = []
+    num_bumps = 0
     for seed in range(6):
         env.reset(seed=seed)
         policy = env.explorer(np.random.default_rng(seed))
@@ -140,11 +142,14 @@ def test_explorer_emits_every_action_and_sees_most_of_the_maze():
         for _ in range(299):
             action = policy()
             counts[action] += 1
+            before = (env.x, env.y)
             env.step(action)
+            num_bumps += action in FORWARD_ACTIONS and np.hypot(env.x - before[0], env.y - before[1]) < 0.1
             cells.add(env.cell)
         shares.append(len(cells) / (~env.walls).sum())
     assert (counts >= 0.01 * counts.sum()).all(), counts
-    assert counts[1] + counts[5] + counts[6] > 0.4 * counts.sum(), counts
+    assert counts[list(FORWARD_ACTIONS)].sum() > 0.4 * counts.sum(), counts
+    assert num_bumps > 0.01 * counts.sum()
     assert np.mean(shares) > 0.7, shares
 
 
