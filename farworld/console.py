@@ -48,7 +48,7 @@ def progress_bar(
         completed: units done before, when work is resumed.
 
     Yields:
-        advance(count=1, note=""): count units more are done; a note, such as the loss, is shown at the end.
+        advance(count=1, note=None): count units more are done; a note, such as the loss, is shown at the end.
     """
     columns = (
         TextColumn("{task.description}"),
@@ -63,7 +63,8 @@ def progress_bar(
         task = progress.add_task(description, total=total, completed=completed, note="")  # type: ignore[arg-type]
 
         def advance(count: float = 1, note: str | None = None) -> None:
-            progress.update(task, advance=count, **({} if note is None else {"note": note}))
+            fields = {} if note is None else {"note": note}
+            progress.update(task, advance=count, **fields)  # type: ignore[arg-type]
 
         yield advance
 

@@ -475,6 +475,10 @@ class Dataset:
         """Frames of the i-th episode; it has one action fewer."""
         return self._entries[i].header["num_frames"]
 
+    def path(self, i: int) -> Path:
+        """The file of the i-th episode."""
+        return self._entries[i].path
+
     def source(self, i: int) -> str:
         """Where the i-th episode was imported from; empty for a recorded one."""
         return self._entries[i].header["source"]
@@ -507,13 +511,17 @@ class Dataset:
             output[low - start : high - start] = decoded[low - begin : high - begin]
         return output
 
+    def rewards(self, i: int) -> np.ndarray:
+        """(T,), float32: the rewards of the i-th episode."""
+        return self._array(i, "rewards")
+
     def episode(self, i: int) -> Episode:
         """The whole i-th episode."""
         header = self._entries[i].header
         return Episode(
             frames=self.frames(i),
             actions=self.actions(i),
-            rewards=self._array(i, "rewards"),
+            rewards=self.rewards(i),
             terminated=header["terminated"],
             truncated=header["truncated"],
             seed=header["seed"],
@@ -529,13 +537,13 @@ class Dataset:
             with tarfile.open(entry.path) as tar:
                 names = set(tar.getnames())
         except tarfile.TarError as error:
-            raise ValueError(f"{entry.path}: damaged between its members ({error})") from error
+            raise ValueError(f"damaged between its members ({error})") from error
         if names != expected:
-            raise ValueError(f"{entry.path}: members {sorted(names ^ expected)} are missing or foreign")
+            raise ValueError(f"members {sorted(names ^ expected)} are missing or foreign")
         members = entry.header["members"]
         for member, data in zip(members, self._members(i, 0, len(members)), strict=True):
             if zlib.crc32(data) != member["crc32"]:
-                raise ValueError(f"{entry.path}: {member['name']} differs from its checksum")
+                raise ValueError(f"{member['name']} differs from its checksum")
         check_episode(self.spec, self.episode(i))
 
     def _members(self, i: int, first: int, stop: int) -> Sequence[bytes]:

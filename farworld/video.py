@@ -37,6 +37,7 @@ class VideoWriter:
         self._shape = (height, width, 3)
         self._scale = scale
         Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._closed = False
         self._container = av.open(os.fspath(path), "w")
         rate = Fraction(frames_per_second).limit_denominator(1001)
         self._stream = self._container.add_stream("libx264", rate=rate, options={"crf": "16"})
@@ -60,12 +61,13 @@ class VideoWriter:
 
     def close(self) -> None:
         """Finish the file."""
-        if self._container is not None:
-            try:
-                self._container.mux(self._stream.encode(None))
-            finally:
-                self._container.close()
-                self._container = None
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._container.mux(self._stream.encode(None))
+        finally:
+            self._container.close()
 
 
 def write_png(path: str | os.PathLike, frame: np.ndarray) -> None:

@@ -1,0 +1,445 @@
+"""FAR and FAR-Long: a frame-autoregressive transformer over latent video.
+
+- full attention inside a frame, causal across frames; every frame has its own timestep;
+- long short-term context: recent frames as fine tokens, all before them as few coarse tokens with their own
+  attention projections;
+- one definition of what a token sees (`visible`), for whole clips and for the cache;
+- conditioned on the action that *produced* each frame, with a null action for the first frame and for guidance;
+- adaLN modulation computed once per frame, 3-D rotary positions absolute in the stream.
+
+Paper: FAR, arXiv:2503.19325, Sec. 3.
+
+Shape letters: B batch, F frames, C latent channels, H W latent height and width, P tokens of one frame,
+N tokens, D model width, A attention heads, K width of one head.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+# Marks of clean frames, on the timestep embedding's 0–1000 scale (flow time is 0–1).
+CLEAN_SHORT_TERM = -1.0
+CLEAN_LONG_TERM = -2.0
+TIMESTEP_SCALE = 1000.0
+ROPE_THETA = 10000.0
+TIMESTEP_FEATURES = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FARConfig:
+    """Sizes of a FAR model; sizes of latents in latent pixels, windows in frames."""
+
+    latent_channels: int
+    latent_height: int
+    latent_width: int
+    num_actions: int
+    num_layers: int
+    num_heads: int
+    head_size: int = 64
+    mlp_ratio: int = 4
+    patch_size: int = 1
+    context_patch_size: int = 4
+    short_term_frames: int = 8
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "context_patch_size"):
+            patch = getattr(self, name)
+            if self.latent_height % patch or self.latent_width % patch:
+                raise ValueError(
+                    f"{name} must divide the latent size {self.latent_height}×{self.latent_width}, got {patch}"
+                )
+        if self.head_size % 8:
+            raise ValueError(f"head_size must be a multiple of 8 for 3-D RoPE, got {self.head_size}")
+        if self.short_term_frames < 2:
+            raise ValueError(f"short_term_frames must be at least 2, got {self.short_term_frames}")
+
+    @property
+    def width(self) -> int:
+        """Model width D."""
+        return self.num_heads * self.head_size
+
+    @property
+    def null_action(self) -> int:
+        """Index of the null action: of the first frame, and for guidance."""
+        return self.num_actions
+
+    @property
+    def fine_tokens(self) -> int:
+        """Fine tokens of one frame."""
+        return self.latent_height * self.latent_width // self.patch_size**2
+
+    @property
+    def coarse_tokens(self) -> int:
+        """Coarse tokens of one frame."""
+        return self.latent_height * self.latent_width // self.context_patch_size**2
+
+
+def visible(query_frame: Tensor, key_frame: Tensor, key_is_fine: Tensor, *, window: int, first_fine: int) -> Tensor:
+    """What a fine token sees: recent frames by their fine tokens, all earlier ones by their coarse tokens.
+
+    A fine query of frame s sees fine keys of frames start … s and coarse keys of frames before start, with
+    start = max(first_fine, s − window + 1). With at most `window` fine frames this is the anchored layout of
+    the paper (Sec. 3.3); with more it slides along the clip, so that frames can be appended one by one and
+    keys never change. Key frames below 0 are empty cache slots.
+
+    Args:
+        query_frame: (Q,), int64, frame of each query.
+        key_frame: (S,), int64, frame of each key.
+        key_is_fine: (S,), bool.
+        window: fine frames that a query sees, its own included.
+        first_fine: the first frame that has fine tokens.
+
+    Returns:
+        (Q, S), bool.
+    """
+    query = query_frame[:, None]
+    start = (query - window + 1).clamp(min=first_fine)
+    fine = (key_frame >= start) & (key_frame <= query)
+    coarse = (key_frame < start) & (key_frame >= 0)
+    return torch.where(key_is_fine, fine, coarse)
+
+
+def visible_coarse(query_frame: Tensor, key_frame: Tensor) -> Tensor:
+    """What a coarse token sees: coarse tokens of its own and earlier frames; (Q, S), bool."""
+    return (key_frame <= query_frame[:, None]) & (key_frame >= 0)
+
+
+@dataclass(frozen=True, slots=True)
+class QKV:
+    """Queries, keys and values of one stream, each (B, A, N, K), queries and keys rotated."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class Attend(Protocol):
+    """How the blocks attend: over a whole clip, or through a cache."""
+
+    def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
+        """Attention outputs (B, A, N, K) of the fine and the coarse queries."""
+
+
+class ClipAttention:
+    """Attention over a whole clip without a cache.
+
+    The band of fine keys is narrow, so queries go in groups of frames, each against the keys that some query
+    of the group can see; the result is that of one dense mask.
+    """
+
+    def __init__(self, *, window: int, fine_frame: Tensor, coarse_frame: Tensor, group_frames: int = 4) -> None:
+        """Prepare masks; `fine_frame` (N,) and `coarse_frame` (M,) are the ascending frames of the tokens."""
+        first_fine = int(fine_frame[0])
+        self.coarse_mask = visible_coarse(coarse_frame, coarse_frame)
+        self.groups: list[tuple[slice, slice, slice, Tensor]] = []
+        for low in range(first_fine, int(fine_frame[-1]) + 1, group_frames):
+            queries = _span(fine_frame, low, low + group_frames)
+            fine_keys = _span(fine_frame, max(first_fine, low - window + 1), low + group_frames)
+            coarse_keys = _span(coarse_frame, 0, max(first_fine, low + group_frames - window))
+            key_frame = torch.cat([coarse_frame[coarse_keys], fine_frame[fine_keys]])
+            is_fine = torch.arange(len(key_frame), device=key_frame.device) >= coarse_keys.stop
+            mask = visible(fine_frame[queries], key_frame, is_fine, window=window, first_fine=first_fine)
+            self.groups.append((queries, fine_keys, coarse_keys, mask))
+
+    def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
+        """Attention of both streams; see `Attend`."""
+        outputs = []
+        for queries, fine_keys, coarse_keys, mask in self.groups:
+            k, v = fine.k[:, :, fine_keys], fine.v[:, :, fine_keys]
+            if coarse is not None:
+                k = torch.cat([coarse.k[:, :, coarse_keys], k], dim=2)
+                v = torch.cat([coarse.v[:, :, coarse_keys], v], dim=2)
+            outputs.append(F.scaled_dot_product_attention(fine.q[:, :, queries], k, v, attn_mask=mask[None, None]))
+        coarse_out = None
+        if coarse is not None:
+            coarse_out = F.scaled_dot_product_attention(
+                coarse.q, coarse.k, coarse.v, attn_mask=self.coarse_mask[None, None]
+            )
+        return torch.cat(outputs, dim=2), coarse_out
+
+
+def _span(frames: Tensor, low: int, high: int) -> slice:
+    """The slice of an ascending frame tensor with low ≤ frame < high."""
+    return slice(int((frames < low).sum()), int((frames < high).sum()))
+
+
+def rope_table(
+    frame: Tensor, rows: int, columns: int, stride: int, head_size: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of 3-D rotary positions.
+
+    A quarter of the head turns with the frame, the rest equally with row and column (16, 24, 24 of 64).
+    Angles are computed in float64, so that a stream may run for millions of frames.
+
+    Args:
+        frame: (F,), absolute frame index.
+        rows: tokens of a frame from top to bottom.
+        columns: tokens of a frame from left to right.
+        stride: distance of neighbouring tokens in fine tokens.
+        head_size: K.
+        dtype: of the result.
+
+    Returns:
+        Two tensors (F · rows · columns, K / 2).
+    """
+    axis_sizes = (head_size // 4, head_size * 3 // 8, head_size * 3 // 8)
+    device = frame.device
+    positions = torch.cartesian_prod(
+        frame.double(),
+        torch.arange(rows, device=device).double() * stride,
+        torch.arange(columns, device=device).double() * stride,
+    )
+    angles = torch.cat(
+        [
+            position[:, None]
+            * ROPE_THETA ** (-torch.arange(0, size, 2, device=device, dtype=torch.float64) / size)
+            for position, size in zip(positions.unbind(-1), axis_sizes, strict=True)
+        ],
+        dim=-1,
+    )
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate neighbouring channel pairs of (B, A, N, K) by the angles of `rope_table`."""
+    cos, sin = rope
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)
+
+
+class TimestepEmbedding(nn.Module):
+    """Sinusoidal features of a timestep (0–1000 scale, or a clean mark), then a two-layer MLP."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", torch.empty(TIMESTEP_FEATURES // 2), persistent=False)
+        self.reset_buffers()
+        self.linear_1 = nn.Linear(TIMESTEP_FEATURES, width)
+        self.linear_2 = nn.Linear(width, width)
+
+    def reset_buffers(self) -> None:
+        """Fill the buffers that are computed and not stored."""
+        index = torch.arange(TIMESTEP_FEATURES // 2, device=self.frequencies.device)
+        self.frequencies.copy_(torch.exp(-math.log(10000.0) * index / (TIMESTEP_FEATURES // 2 - 1)))
+
+    def forward(self, timestep: Tensor) -> Tensor:
+        """Embed (B, F) as (B, F, D)."""
+        angles = timestep.float()[..., None] * self.frequencies
+        return self.linear_2(F.silu(self.linear_1(torch.cat([angles.cos(), angles.sin()], dim=-1))))
+
+
+class StreamAttention(nn.Module):
+    """The attention projections of one stream: q, k, v, the norms of q and k, and the output."""
+
+    def __init__(self, width: int, head_size: int, *, has_output: bool = True) -> None:
+        super().__init__()
+        self.head_size = head_size
+        self.qkv = nn.Linear(width, 3 * width)
+        self.norm_q = nn.RMSNorm(head_size, eps=1e-6)
+        self.norm_k = nn.RMSNorm(head_size, eps=1e-6)
+        self.output = nn.Linear(width, width) if has_output else None
+
+    def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> QKV:
+        """(B, F, P, D) to rotated queries and keys, and values."""
+        q, k, v = rearrange(self.qkv(x), "b f p (s a k) -> s b a (f p) k", s=3, k=self.head_size)
+        return QKV(rotate(self.norm_q(q), rope), rotate(self.norm_k(k), rope), v)
+
+
+class Block(nn.Module):
+    """One transformer block; both streams share modulation and MLP, each has its own attention projections.
+
+    The last block reads the coarse stream only as keys and values.
+    """
+
+    def __init__(self, config: FARConfig, layer: int) -> None:
+        super().__init__()
+        width = config.width
+        self.layer = layer
+        self.is_last = layer == config.num_layers - 1
+        self.modulation_1 = nn.Linear(width, 3 * width)
+        self.modulation_2 = nn.Linear(width, 3 * width)
+        self.fine_attention = StreamAttention(width, config.head_size)
+        self.coarse_attention = StreamAttention(width, config.head_size, has_output=not self.is_last)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, config.mlp_ratio * width),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(config.mlp_ratio * width, width),
+        )
+
+    def forward(
+        self,
+        fine: Tensor,
+        fine_condition: Tensor,
+        fine_rope: tuple[Tensor, Tensor],
+        coarse: Tensor | None,
+        coarse_condition: Tensor | None,
+        coarse_rope: tuple[Tensor, Tensor] | None,
+        attend: Attend,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens (B, F, P, D) with conditions (B, F, D), already through SiLU, to tokens of the same shape."""
+        normed, fine_gate = _modulate(fine, self.modulation_1(fine_condition))
+        fine_qkv = self.fine_attention.project(normed, fine_rope)
+        coarse_qkv = None
+        if coarse is not None:
+            normed, coarse_gate = _modulate(coarse, self.modulation_1(coarse_condition))
+            coarse_qkv = self.coarse_attention.project(normed, coarse_rope)
+
+        fine_out, coarse_out = attend(self.layer, fine_qkv, coarse_qkv)
+
+        fine = fine + fine_gate * self.fine_attention.output(_merge_heads(fine_out, fine))
+        fine = self._feed_forward(fine, fine_condition)
+        if coarse is not None and not self.is_last:
+            coarse = coarse + coarse_gate * self.coarse_attention.output(_merge_heads(coarse_out, coarse))
+            coarse = self._feed_forward(coarse, coarse_condition)
+        return fine, coarse
+
+    def _feed_forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        normed, gate = _modulate(x, self.modulation_2(condition))
+        return x + gate * self.mlp(normed)
+
+
+def _modulate(x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
+    """LayerNorm of (B, F, P, D), shifted and scaled per frame; also the gate (B, F, 1, D)."""
+    shift, scale, gate = modulation.unsqueeze(2).chunk(3, dim=-1)
+    return _norm(x) * (1 + scale) + shift, gate
+
+
+def _norm(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def _merge_heads(x: Tensor, like: Tensor) -> Tensor:
+    return rearrange(x, "b a (f p) k -> b f p (a k)", f=like.shape[1])
+
+
+class FAR(nn.Module):
+    """FAR-Long: predicts the velocity of noisy frames from fine recent and coarse earlier frames."""
+
+    def __init__(self, config: FARConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, channels = config.width, config.latent_channels
+        self.fine_embedding = nn.Linear(channels * config.patch_size**2, width)
+        self.coarse_embedding = nn.Linear(channels * config.context_patch_size**2, width)
+        self.timestep_embedding = TimestepEmbedding(width)
+        self.action_embedding = nn.Embedding(config.num_actions + 1, width)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.velocity_head = nn.Linear(width, channels * config.patch_size**2)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier matrices; modulations and the head start at zero, so that each block starts as the identity."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.normal_(self.action_embedding.weight, std=0.02)
+        nn.init.normal_(self.timestep_embedding.linear_1.weight, std=0.02)
+        nn.init.normal_(self.timestep_embedding.linear_2.weight, std=0.02)
+        for block in self.blocks:
+            nn.init.zeros_(block.modulation_1.weight)
+            nn.init.zeros_(block.modulation_2.weight)
+        nn.init.zeros_(self.final_modulation.weight)
+        nn.init.zeros_(self.velocity_head.weight)
+
+    def forward(self, noisy: Tensor, timestep: Tensor, action: Tensor, context: Tensor | None) -> Tensor:
+        """Velocities of the last F frames of a clip of T frames.
+
+        Args:
+            noisy: (B, F, C, H, W), scaled latents of the clip's last F frames, noised to `timestep`.
+            timestep: (B, F), flow time in [0, 1] times 1000, or CLEAN_SHORT_TERM for a clean frame.
+            action: (B, T), int64, the action that produced each frame of the clip; null_action if none.
+            context: (B, L, C, H, W), clean scaled latents of the clip's first L frames, seen by their coarse
+                tokens; L must be at least T − F and T − short_term_frames. None if L is 0.
+
+        Returns:
+            (B, F, C, H, W), noise − data.
+
+        Raises:
+            ValueError: shapes that don't fit together.
+        """
+        num_fine, num_frames = noisy.shape[1], action.shape[1]
+        num_coarse = 0 if context is None else context.shape[1]
+        needed = max(num_frames - num_fine, num_frames - self.config.short_term_frames)
+        if num_fine > num_frames or needed > num_coarse:
+            raise ValueError(
+                f"a clip of {num_frames} frames with {num_fine} fine ones needs between 1 and {num_frames} fine "
+                f"frames and at least {max(needed, 0)} context frames, got {num_coarse}"
+            )
+        device = noisy.device
+        frames = torch.arange(num_frames, device=device)
+        fine_frame, coarse_frame = frames[num_frames - num_fine :], frames[:num_coarse]
+        attend = ClipAttention(
+            window=self.config.short_term_frames,
+            fine_frame=fine_frame.repeat_interleave(self.config.fine_tokens),
+            coarse_frame=coarse_frame.repeat_interleave(self.config.coarse_tokens),
+        )
+        return self.run(
+            noisy, timestep, action[:, num_frames - num_fine :], fine_frame,
+            context, action[:, :num_coarse], coarse_frame, attend,
+        )  # fmt: skip
+
+    def run(
+        self,
+        fine: Tensor,
+        timestep: Tensor,
+        fine_action: Tensor,
+        fine_frame: Tensor,
+        coarse: Tensor | None,
+        coarse_action: Tensor,
+        coarse_frame: Tensor,
+        attend: Attend,
+    ) -> Tensor:
+        """Both streams through all blocks, attending as `attend` does: over a clip or through a cache.
+
+        Args:
+            fine: (B, F, C, H, W), latents that get fine tokens.
+            timestep: (B, F), on the embedding's scale.
+            fine_action: (B, F), int64.
+            fine_frame: (F,), int64, absolute frame index.
+            coarse: (B, L, C, H, W), clean latents that get coarse tokens, or None.
+            coarse_action: (B, L), int64; not read without `coarse`.
+            coarse_frame: (L,), int64; not read without `coarse`.
+            attend: see `Attend`.
+
+        Returns:
+            (B, F, C, H, W), velocity.
+        """
+        config = self.config
+        height, width = config.latent_height, config.latent_width
+        x = self.fine_embedding(_patchify(fine, config.patch_size))
+        condition = F.silu(self.timestep_embedding(timestep) + self.action_embedding(fine_action))
+        rope = self._rope(fine_frame, config.patch_size)
+        y = coarse_condition = coarse_rope = None
+        if coarse is not None:
+            y = self.coarse_embedding(_patchify(coarse, config.context_patch_size))
+            mark = torch.full((1, 1), CLEAN_LONG_TERM, device=fine.device)
+            coarse_condition = F.silu(self.timestep_embedding(mark) + self.action_embedding(coarse_action))
+            coarse_rope = self._rope(coarse_frame, config.context_patch_size)
+        for block in self.blocks:
+            x, y = block(x, condition, rope, y, coarse_condition, coarse_rope, attend)
+        scale, shift = self.final_modulation(condition).unsqueeze(2).chunk(2, dim=-1)
+        velocity = self.velocity_head(_norm(x) * (1 + scale) + shift)
+        return rearrange(
+            velocity, "b f (h w) (c i j) -> b f c (h i) (w j)",
+            h=height // config.patch_size, w=width // config.patch_size,
+            i=config.patch_size, j=config.patch_size,
+        )  # fmt: skip
+
+    def _rope(self, frame: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+        config = self.config
+        rows, columns = config.latent_height // patch, config.latent_width // patch
+        return rope_table(frame, rows, columns, patch // config.patch_size, config.head_size)
+
+
+def _patchify(latents: Tensor, patch: int) -> Tensor:
+    """(B, F, C, H, W) to one token per patch, (B, F, P, C · patch²), channels slowest."""
+    return rearrange(latents, "b f c (h i) (w j) -> b f (h w) (c i j)", i=patch, j=patch)

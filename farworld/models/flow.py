@@ -1,0 +1,59 @@
+"""Flow matching: the straight path from data (t = 0) to noise (t = 1), and Euler steps back along it.
+
+Paper: FAR, arXiv:2503.19325, Sec. 3.1; timesteps as in Stable Diffusion 3, arXiv:2403.03206, Sec. 3.1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def add_noise(latents: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
+    """The point at `timestep` on the straight path from latents to noise.
+
+    Args:
+        latents: (B, F, C, H, W), scaled latents.
+        noise: same shape, standard normal.
+        timestep: (B, F), in [0, 1].
+    """
+    t = timestep[..., None, None, None]
+    return (1 - t) * latents + t * noise
+
+
+def velocity_target(latents: Tensor, noise: Tensor) -> Tensor:
+    """What the model learns: noise − data, the derivative of the path by t."""
+    return noise - latents
+
+
+def sample_timesteps(
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+    *,
+    mean: float = 0.0,
+    std: float = 1.0,
+    pure_noise_ratio: float = 0.0,
+) -> Tensor:
+    """Logit-normal timesteps, each replaced by exactly 1 with probability `pure_noise_ratio`.
+
+    The first Euler step starts from pure noise, which a logit-normal never draws: sampling with one or two
+    steps depends on it most.
+
+    Returns:
+        `shape`, float32, in (0, 1].
+    """
+    timestep = torch.sigmoid(mean + std * torch.randn(shape, generator=generator))
+    pure = torch.rand(shape, generator=generator) < pure_noise_ratio
+    return torch.where(pure, torch.ones_like(timestep), timestep)
+
+
+def euler_timesteps(num_steps: int) -> list[float]:
+    """The num_steps + 1 timesteps of an Euler path from noise to data: 1 … 0, evenly spaced."""
+    if num_steps < 1:
+        raise ValueError(f"the number of denoising steps must be at least 1, got {num_steps}")
+    return [1 - step / num_steps for step in range(num_steps + 1)]
+
+
+def euler_step(latents: Tensor, velocity: Tensor, now: float, then: float) -> Tensor:
+    """Move from timestep `now` to timestep `then` along the velocity."""
+    return latents + (then - now) * velocity

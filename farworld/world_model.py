@@ -1,0 +1,79 @@
+"""A world model: frames and actions in, frames out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from farworld.actions import ActionVocabulary
+from farworld.models.autoencoder import Autoencoder, AutoencoderConfig
+from farworld.models.far import FAR, FARConfig
+
+ACTION_TIMING = "after_frame"  # action t is taken after seeing frame t and produces frame t + 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldConfig:
+    """All that a world is besides its weights and start contexts."""
+
+    name: str
+    model: FARConfig
+    autoencoder: AutoencoderConfig
+    vocabulary: ActionVocabulary
+    frame_height: int  # pixels
+    frame_width: int  # pixels
+    frames_per_second: float  # of the recorded world
+    num_steps: int = 2  # denoising steps a frame that play uses
+    context_frames: int = 300  # frames that play remembers, the short-term window included
+    action_timing: str = ACTION_TIMING
+    training: dict = field(default_factory=dict)  # provenance: data, steps, hardware, the resolved config
+
+    def __post_init__(self) -> None:
+        if self.action_timing != ACTION_TIMING:
+            raise ValueError(f"action_timing must be {ACTION_TIMING!r}, got {self.action_timing!r}")
+        compression = self.autoencoder.compression
+        expected = (self.model.latent_height * compression, self.model.latent_width * compression)
+        if (self.frame_height, self.frame_width) != expected:
+            raise ValueError(
+                f"latents of {self.model.latent_height}×{self.model.latent_width} at {compression}× compression make "
+                f"frames of {expected[0]}×{expected[1]}, but the config says {self.frame_height}×{self.frame_width}"
+            )
+        if self.model.num_actions != len(self.vocabulary):
+            raise ValueError(
+                f"the model has {self.model.num_actions} actions, the vocabulary {len(self.vocabulary)}"
+            )
+
+
+class WorldModel(nn.Module):
+    """Autoencoder and transformer of one world; pixels and actions are checked here."""
+
+    def __init__(self, config: WorldConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = FAR(config.model)
+        self.autoencoder = Autoencoder(config.autoencoder)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.transformer.velocity_head.weight.device
+
+    @property
+    def num_parameters(self) -> int:
+        """Parameters of transformer and autoencoder."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def encode(self, frames: Tensor) -> Tensor:
+        """Frames (B, F, H, W, 3), uint8, to scaled latents (B, F, C, h, w), float32."""
+        expected = (self.config.frame_height, self.config.frame_width, 3)
+        if frames.ndim != 5 or tuple(frames.shape[2:]) != expected or frames.dtype != torch.uint8:
+            raise ValueError(
+                f"frames must be uint8 of shape (batch, frames) + {expected}, got {frames.dtype} {tuple(frames.shape)}"
+            )
+        return self.autoencoder.encode(frames.flatten(0, 1).to(self.device)).unflatten(0, frames.shape[:2])
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, C, h, w) to frames (B, H, W, 3), uint8."""
+        return self.autoencoder.decode(latents)

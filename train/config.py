@@ -1,0 +1,211 @@
+"""Training settings and their presets: one flat dataclass, so that `--set field=value` reaches everything."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from farworld.models.autoencoder import AutoencoderConfig
+from farworld.models.far import FARConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """Everything that a run can be told. Sizes in latent pixels or frames, learning rates of AdamW."""
+
+    preset: str
+    seed: int = 0
+    frame_size: int  # pixels, height and width
+
+    # Autoencoder (DC-AE)
+    latent_channels: int
+    autoencoder_widths: tuple[int, ...]
+    encoder_blocks: tuple[int, ...]
+    decoder_blocks: tuple[int, ...]
+    autoencoder_steps: int
+    autoencoder_batch_size: int = 16  # frames
+    autoencoder_learning_rate: float = 1e-3
+    latent_noise: float = 0.05  # std added to latents, so that the decoder forgives the world model
+    latent_penalty: float = 1e-3  # weight of the mean squared latent; keeps the noise from being outgrown
+
+    # World model (FAR-Long)
+    num_layers: int
+    num_heads: int
+    patch_size: int
+    context_patch_size: int
+    short_term_frames: int
+    world_steps: int
+    world_batch_size: int = 8  # clips
+    fine_frames: int = 16  # frames of a clip that are trained on, the last ones
+    max_clip_frames: int = 256  # longest clip; the length is drawn log-uniformly from fine_frames up
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    ema_decay: float = 0.999
+    clean_context_ratio: float = 0.5  # probability that a frame is clean context instead of a target
+    action_dropout: float = 0.1  # probability of the null action, per frame
+    timestep_mean: float = 0.0  # of the logit-normal timesteps
+    timestep_std: float = 1.0
+    pure_noise_ratio: float = 0.2  # probability that a target starts from pure noise, as play does
+
+    # Both
+    warmup_steps: int = 100
+    decay_fraction: float = 0.3  # last part of the steps, in which the learning rate falls to zero
+    gradient_clip: float = 1.0  # norm
+    precision: str = "auto"  # float32, bfloat16, or auto: bfloat16 where the hardware multiplies it natively
+    held_out_fraction: float = 0.02  # episodes kept back for samples and the model card
+    checkpoint_every: int = 200  # steps
+    sample_every: int = 500  # steps
+    log_every: int = 10  # steps
+
+    # Exported world
+    num_steps: int = 2  # denoising steps a frame in play
+    context_frames: int = 300  # remembered in play
+    num_contexts: int = 4  # start contexts
+    start_frames: int = 8  # frames of a start context
+
+    def __post_init__(self) -> None:
+        for name in ("autoencoder_widths", "encoder_blocks", "decoder_blocks"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.precision not in ("auto", "float32", "bfloat16"):
+            raise ValueError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
+        for name in ("checkpoint_every", "sample_every", "log_every", "world_batch_size", "autoencoder_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.clean_context_ratio < 1:
+            raise ValueError(f"clean_context_ratio must be in [0, 1), got {self.clean_context_ratio}")
+        if not 2 <= self.fine_frames <= self.max_clip_frames:
+            raise ValueError(
+                f"fine_frames must be at least 2 and at most max_clip_frames {self.max_clip_frames}, "
+                f"got {self.fine_frames}"
+            )
+
+    def autoencoder(self) -> AutoencoderConfig:
+        """The autoencoder's sizes."""
+        return AutoencoderConfig(
+            latent_channels=self.latent_channels,
+            widths=self.autoencoder_widths,
+            encoder_blocks=self.encoder_blocks,
+            decoder_blocks=self.decoder_blocks,
+        )
+
+    def far(self, num_actions: int) -> FARConfig:
+        """The transformer's sizes."""
+        latent_size = self.frame_size // self.autoencoder().compression
+        return FARConfig(
+            latent_channels=self.latent_channels,
+            latent_height=latent_size,
+            latent_width=latent_size,
+            num_actions=num_actions,
+            num_layers=self.num_layers,
+            num_heads=self.num_heads,
+            patch_size=self.patch_size,
+            context_patch_size=self.context_patch_size,
+            short_term_frames=self.short_term_frames,
+        )
+
+
+_MAZE = TrainConfig(
+    preset="maze-s",
+    frame_size=64,
+    latent_channels=16,
+    autoencoder_widths=(48, 96, 192),
+    encoder_blocks=(1, 1, 1),
+    decoder_blocks=(1, 2, 2),
+    autoencoder_steps=4000,
+    num_layers=6,
+    num_heads=4,
+    patch_size=2,
+    context_patch_size=4,
+    short_term_frames=8,
+    world_steps=6000,
+)
+_VOXEL = TrainConfig(
+    preset="voxel-s",
+    frame_size=128,
+    latent_channels=32,
+    autoencoder_widths=(32, 64, 128, 256),
+    encoder_blocks=(1, 1, 1, 1),
+    decoder_blocks=(1, 2, 2, 2),
+    autoencoder_steps=4000,
+    num_layers=6,
+    num_heads=4,
+    patch_size=1,
+    context_patch_size=4,
+    short_term_frames=4,
+    world_steps=4000,
+    world_batch_size=4,
+    num_steps=2,
+)
+PRESETS: dict[str, TrainConfig] = {
+    "maze-xs": dataclasses.replace(
+        _MAZE, preset="maze-xs", autoencoder_widths=(32, 64, 128), decoder_blocks=(1, 1, 1), autoencoder_steps=1000,
+        num_layers=4, num_heads=2, world_steps=1000, max_clip_frames=64,
+    ),
+    "maze-s": _MAZE,
+    "voxel-xs": dataclasses.replace(
+        _VOXEL, preset="voxel-xs", autoencoder_widths=(16, 32, 64, 128), decoder_blocks=(1, 1, 1, 1),
+        autoencoder_batch_size=8, autoencoder_steps=1000, num_layers=4, num_heads=2, world_steps=1000, patch_size=2,
+        max_clip_frames=64,
+    ),
+    "voxel-s": _VOXEL,
+}  # fmt: skip
+
+
+def preset(name: str, settings: Iterable[str] = ()) -> TrainConfig:
+    """A preset with `field=value` settings applied.
+
+    Raises:
+        ValueError: an unknown preset or field, or a value of the wrong type; the message names the known ones.
+    """
+    if name not in PRESETS:
+        nearest = difflib.get_close_matches(name, PRESETS, n=1)
+        hint = f"; did you mean {nearest[0]}?" if nearest else ""
+        raise ValueError(f"unknown preset {name!r}, known are {', '.join(PRESETS)}{hint}")
+    return override(PRESETS[name], settings)
+
+
+def override(config: TrainConfig, settings: Iterable[str]) -> TrainConfig:
+    """Apply `field=value` settings, each value of its field's type."""
+    changes = {}
+    fields = {field.name for field in dataclasses.fields(config)} - {"preset"}
+    for setting in settings:
+        name, separator, text = setting.partition("=")
+        if not separator or name not in fields:
+            nearest = difflib.get_close_matches(name, fields, n=1)
+            hint = f"; did you mean {nearest[0]}?" if nearest else f"; known are {', '.join(sorted(fields))}"
+            raise ValueError(f"--set expects field=value with a field of the training config, got {setting!r}{hint}")
+        changes[name] = _parse(name, text, getattr(config, name))
+    return dataclasses.replace(config, **changes)
+
+
+def _parse(name: str, text: str, current: object) -> object:
+    if isinstance(current, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = None
+    if isinstance(current, float) and isinstance(value, int):
+        value = float(value)
+    if isinstance(current, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if type(value) is not type(current):
+        raise ValueError(f"--set {name} expects a {type(current).__name__} like {current!r}, got {text!r}")
+    return value
+
+
+def to_json(config: TrainConfig) -> dict:
+    """A JSON-ready dict."""
+    return dataclasses.asdict(config)
+
+
+def from_json(values: dict) -> TrainConfig:
+    """The inverse of to_json."""
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ValueError(f"the run's config has unknown fields {', '.join(unknown)}; it comes from another version")
+    return TrainConfig(**values)
