@@ -301,6 +301,7 @@ def record(
     total = 0
     with make_env(recording) as env, create_or_open(out, spec_of(env, recording)) as writer:
         indices = writer.free_indices(episodes)
+        lengths: Iterator[int]
         if min(workers, episodes) == 1:
             lengths = (_play(env, recording, writer.spec, writer.directory, index) for index in indices)
         else:

@@ -1,0 +1,170 @@
+"""`farworld data`: look at, check, show and import recorded datasets."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from cyclopts import App, Parameter
+from farworld.envs.teco import TecoName, find_files, import_teco
+
+from farworld.console import print_json, progress_bar, stdout_to_stderr
+from farworld.dataset import Dataset, episode_name
+from farworld.video import VideoWriter, contact_sheet, write_png
+
+SHEET_FRAMES = 32  # in a contact sheet, unless told
+SHEET_COLUMNS = 8
+VIDEO_HEIGHT = 256  # small frames are enlarged to about this, since players blur them
+
+data = App(name="data", help="Look at, check, show and import recorded datasets.")
+
+Directory = Annotated[Path, Parameter(help="The dataset's folder.")]
+Json = Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout.")]
+
+
+def _summary(dataset: Dataset) -> dict[str, Any]:
+    spec = dataset.spec
+    counts = np.zeros(len(spec.action_vocabulary), np.int64)
+    for i in range(len(dataset)):
+        counts += np.bincount(dataset.actions(i), minlength=len(counts))
+    return {
+        "data": dataset.directory,
+        "env": spec.env_id,
+        "episodes": len(dataset),
+        "frames": sum(dataset.num_frames(i) for i in range(len(dataset))),
+        "height": spec.height,
+        "width": spec.width,
+        "frames_per_second": spec.frames_per_second,
+        "action_timing": spec.action_timing,
+        "policy": spec.policy,
+        "seed": spec.seed,
+        "actions": [
+            {**row, "count": int(count)}
+            for row, count in zip(spec.action_vocabulary.to_json(), counts, strict=True)
+        ],
+        "bad": len(dataset.bad),
+        "bad_files": [{"path": path, "reason": reason} for path, reason in dataset.bad],
+    }
+
+
+@data.command
+def info(directory: Directory, /, *, json: Json = False) -> None:
+    """Print what a dataset holds; damaged and foreign files are counted and left out."""
+    summary = _summary(Dataset(directory, skip_bad=True))
+    if json:
+        print_json(summary)
+        return
+    for key in ("env", "episodes", "frames", "frames_per_second", "action_timing", "policy", "seed"):
+        print(f"{key:<18} {summary[key]}")
+    print(f"{'frame size':<18} {summary['height']} x {summary['width']}")
+    total = max(1, sum(action["count"] for action in summary["actions"]))
+    for index, action in enumerate(summary["actions"]):
+        keys = " + ".join(action["keys"]) or "no key"
+        share = action["count"] / total
+        print(f"action {index:<11} {action['name']:<16} {keys:<16} {action['count']:>10} {share:>7.1%}")
+    print(f"{'bad files':<18} {summary['bad']}")
+    for row in summary["bad_files"]:
+        print(f"  {row['path']}: {row['reason']}")
+
+
+@data.command
+def verify(directory: Directory, /, *, json: Json = False) -> None:
+    """Read a whole dataset and compare it with its checksums; exit code 1 if anything is damaged."""
+    dataset = Dataset(directory, skip_bad=True)
+    bad = [{"path": str(path), "reason": reason} for path, reason in dataset.bad]
+    with progress_bar("verifying", len(dataset), unit="episodes") as advance:
+        for i in range(len(dataset)):
+            try:
+                dataset.verify(i)
+            except ValueError as error:
+                bad.append({"path": str(dataset.path(i)), "reason": str(error)})
+            advance()
+    good = len(dataset) + len(dataset.bad) - len(bad)
+    if json:
+        print_json({"data": directory, "episodes": good, "bad": len(bad), "bad_files": bad})
+    else:
+        for row in bad:
+            print(f"{row['path']}: {row['reason']}")
+        print(f"{good} episodes are intact, {len(bad)} files are bad")
+    if bad:
+        sys.exit(1)
+
+
+@data.command
+def view(
+    directory: Directory,
+    out: Annotated[Path, Parameter(help="A .png for a contact sheet, or an .mp4.")],
+    /,
+    *,
+    episode: Annotated[int | None, Parameter(help="The episode's number; the first one without it.")] = None,
+    frames: Annotated[
+        int | None, Parameter(help="Frames, spread over a sheet (32), or from a video's start (all).")
+    ] = None,
+) -> None:
+    """Write an episode as a contact sheet or as a video."""
+    if out.suffix not in (".png", ".mp4"):
+        raise ValueError(f"expected a file name that ends in .png or .mp4, got {out}")
+    if frames is not None and frames < 1:
+        raise ValueError(f"frames must be 1 or more, got {frames}")
+    dataset = Dataset(directory, skip_bad=True)
+    i = _position(dataset, episode)
+    pictures = dataset.frames(i)
+    if out.suffix == ".png":
+        count = min(len(pictures), frames or SHEET_FRAMES)
+        chosen = np.linspace(0, len(pictures) - 1, count).round().astype(int)
+        write_png(out, contact_sheet(pictures[chosen], min(SHEET_COLUMNS, count)))
+    else:
+        height, width = pictures.shape[1:3]
+        scale = max(1, VIDEO_HEIGHT // height)
+        scale += scale % 2 * (height % 2 | width % 2)  # H.264 wants even sides
+        with VideoWriter(out, dataset.spec.frames_per_second, height, width, scale=scale) as video:
+            for picture in pictures[:frames]:
+                video.write(picture)
+    print(f"{dataset.episodes[i]} -> {out}")
+
+
+def _position(dataset: Dataset, number: int | None) -> int:
+    """Where the episode of this number comes in the dataset."""
+    if not len(dataset):
+        raise ValueError(f"{dataset.directory} has no readable episode")
+    if number is None:
+        return 0
+    if episode_name(number) not in dataset.episodes:
+        raise ValueError(
+            f"{dataset.directory} has no readable episode {number}; "
+            f"its {len(dataset)} episodes lie between {dataset.episodes[0]} and {dataset.episodes[-1]}"
+        )
+    return dataset.episodes.index(episode_name(number))
+
+
+@data.command(name="import-teco")
+def import_teco_command(
+    name: Annotated[TecoName, Parameter(help="Which data set.")],
+    source: Annotated[Path, Parameter(help="A file of it, or a folder that is searched.")],
+    directory: Directory,
+    /,
+    *,
+    json: Json = False,
+) -> None:
+    """Import the TECO DMLab or Minecraft data; what the dataset has already is passed over."""
+    with stdout_to_stderr() if json else contextlib.nullcontext():
+        count = len(find_files(name, source))
+        with progress_bar(f"importing {name}", count, unit="episodes") as advance:
+            result = import_teco(name, source, directory, on_file=advance)
+    if json:
+        print_json(
+            {
+                "data": directory,
+                "source": source,
+                "episodes": result.episodes,
+                "frames": result.frames,
+                "known": result.known,
+            }
+        )
+    else:
+        print(
+            f"{result.episodes} episodes, {result.frames} frames added, {result.known} known -> {directory}"
+        )
