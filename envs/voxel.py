@@ -14,6 +14,7 @@ from farworld.envs.voxel_terrain import (
     BEDROCK,
     GRASS,
     ICE,
+    MAX_LIGHT,
     PLANKS,
     SAND,
     SNOW,
@@ -303,37 +304,41 @@ def _find_start(world: World, rng: np.random.Generator) -> tuple[int, int, int]:
 
 def _explore(env: VoxelEnv, rng: np.random.Generator) -> Iterator[int]:
     """The endless stream of actions behind VoxelEnv.explorer."""
-    target, patience = _pick_target(env, rng), 120
+    target, patience = _pick_target(env, rng), 60
     while True:
         yield from _level(env, rng)
         luck = rng.random()
         if luck < 0.10:
             yield from [NOOP] * int(rng.integers(2, 8))
-        elif luck < 0.24:
+        elif luck < 0.28:
             yield from _look(rng)
-        elif luck < 0.30:
+        elif luck < 0.34:
             yield from [int(rng.choice((TURN_LEFT, TURN_RIGHT)))] * int(rng.integers(3, 25))
-        elif luck < 0.36:
+        elif luck < 0.40:
             yield from [BACKWARD] * int(rng.integers(2, 6))
-        elif luck < 0.46:
+        elif luck < 0.50:
             yield from [JUMP] + [int(rng.choice((FORWARD, JUMP, NOOP)))] * int(rng.integers(3, 7))
-        elif luck < 0.52:
+        elif luck < 0.56:
             yield from [FORWARD] * int(rng.integers(6, 14))
-        elif luck < 0.60:
-            yield from _turn_and_return(rng)
         elif luck < 0.64:
+            yield from _turn_and_return(rng)
+        elif luck < 0.70:
             yield from [DIG if rng.random() < 0.5 else PLACE] * int(rng.integers(1, 3))
-        for _ in range(int(rng.integers(6, 20))):
+        if _in_the_dark(env):
+            yield from _dig_stairs(env)
+        for _ in range(int(rng.integers(4, 16))):
             before = (env._x, env._z)
             action = _towards(env, target, rng)
             yield action
             patience -= 1
+            if rng.random() < 0.08:
+                yield int(rng.choice((FORWARD_LEFT, FORWARD_RIGHT, TURN_LEFT, TURN_RIGHT)))
             walked = abs(env._x - before[0]) + abs(env._z - before[1])
             if action in (FORWARD, FORWARD_LEFT, FORWARD_RIGHT) and walked < 0.1:
                 yield from _get_unstuck(env, rng)
-                patience -= 40
+                patience -= 20
             if patience <= 0 or _distance(env, target) < 3.0:
-                target, patience = _pick_target(env, rng), 120
+                target, patience = _pick_target(env, rng), 60
 
 
 def _pick_target(env: VoxelEnv, rng: np.random.Generator) -> tuple[float, float]:
@@ -365,9 +370,9 @@ def _towards(env: VoxelEnv, target: tuple[float, float], rng: np.random.Generato
     dx, dz = _offset(env, target)
     wanted = math.atan2(dx, dz) / math.tau * HEADINGS
     error = (wanted - env._heading + HEADINGS / 2) % HEADINGS - HEADINGS / 2
-    if abs(error) < 1.5:
+    if abs(error) < 1.0:
         return FORWARD
-    if abs(error) > 4.0 or rng.random() < 0.4:
+    if abs(error) > 4.0 or rng.random() < 0.3:
         return TURN_RIGHT if error > 0 else TURN_LEFT
     return FORWARD_RIGHT if error > 0 else FORWARD_LEFT
 
@@ -383,11 +388,23 @@ def _look(rng: np.random.Generator) -> Iterator[int]:
     down = rng.random() < 0.7
     yield from [LOOK_DOWN if down else LOOK_UP] * int(rng.integers(1, 4))
     luck = rng.random()
-    if down and luck < 0.6:
-        yield from [DIG if luck < 0.35 else PLACE] * int(rng.integers(1, 4))
+    if down and luck < 0.75:
+        yield from [DIG if luck < 0.4 else PLACE] * int(rng.integers(1, 5))
     if luck > 0.3:
         action = int(rng.choice((NOOP, FORWARD, FORWARD, TURN_LEFT, TURN_RIGHT)))
         yield from [action] * int(rng.integers(1, 6))
+
+
+def _in_the_dark(env: VoxelEnv) -> bool:
+    eye = (int(env._x) & WRAP, int(env._z) & WRAP, min(int(env._y + EYE_HEIGHT), WORLD_HEIGHT - 1))
+    return env._world.light[eye] < MAX_LIGHT // 2
+
+
+def _dig_stairs(env: VoxelEnv) -> Iterator[int]:
+    """Dig one step of a staircase up and out of a cave: the block ahead and the one above it."""
+    yield from [LOOK_UP] * max(-env._pitch, 0) + [LOOK_DOWN] * max(env._pitch, 0)
+    yield from [FORWARD, FORWARD, DIG] + [LOOK_UP] * MAX_PITCH + [DIG, DIG] + [LOOK_DOWN] * MAX_PITCH
+    yield from [FORWARD] * 4
 
 
 def _turn_and_return(rng: np.random.Generator) -> Iterator[int]:

@@ -36,7 +36,7 @@ SUN_DIRECTION = (0.74, 0.56, 0.37)  # roughly a unit vector
 FACE_SHADES = np.array([0.66, 0.82, 1.0, 0.55], np.float32)  # x sides, z sides, top, bottom
 OCCLUDED = 0.4  # how bright a corner cell filled by a block counts, relative to the cell before the face
 _levels = np.arange(MAX_LIGHT + 1) / MAX_LIGHT
-BRIGHTNESS = (0.1 + 0.9 * _levels * np.sqrt(_levels)).astype(np.float32)
+BRIGHTNESS = (0.2 + 0.8 * _levels * np.sqrt(_levels)).astype(np.float32)
 
 (
     T_GRASS, T_GRASS_SIDE, T_DIRT, T_STONE, T_SAND, T_SNOW, T_SNOW_SIDE, T_LOG, T_LOG_TOP, T_LEAVES, T_WATER,
@@ -157,24 +157,25 @@ def render(world: World, eye: tuple[float, float, float], yaw: float, pitch: flo
     right = (math.cos(yaw), 0.0, -math.sin(yaw))
     up = (-math.sin(yaw) * math.sin(pitch), math.cos(pitch), -math.cos(yaw) * math.sin(pitch))
     tints = (world.grass_tint, world.water_tint)
-    ceiling = int(world.tops.max())
-    scene = (world.blocks, world.light, *tints, world.clouds, make_textures(), world.tops, ceiling)
+    scene = (world.blocks, world.tops, world.light, *tints, world.clouds, make_textures())
     frame = np.empty((size, size, 3), np.uint8)
-    _draw(scene, eye, forward, right, up, frame)
+    _draw(*scene, int(world.tops.max()), eye, (forward, right, up), frame)
     return frame
 
 
 @njit(cache=True)
-def _draw(scene, eye, forward, right, up, frame):
+def _draw(blocks, tops, light, grass_tint, water_tint, clouds, textures, ceiling, eye, axes, frame):
     """Cast one ray through every pixel, then two more through those on an outline."""
     size = frame.shape[0]
     colors = np.empty((size, size, 3), np.float32)
     surfaces = np.empty((size, size), np.int64)
-    scale = 2.0 * HALF_FIELD_OF_VIEW / size
+    half, scale = size * 0.5, 2.0 * HALF_FIELD_OF_VIEW / size
     for row in range(size):
         for column in range(size):
-            y, x = row + 0.5, column + 0.5
-            red, green, blue, surface = _ray(scene, eye, forward, right, up, y, x, size, scale)
+            dx, dy, dz = _direction(axes, (column + 0.5 - half) * scale, (half - row - 0.5) * scale)
+            red, green, blue, surface = _trace(
+                blocks, tops, light, grass_tint, water_tint, clouds, textures, ceiling, eye, dx, dy, dz, scale
+            )
             colors[row, column, 0], colors[row, column, 1], colors[row, column, 2] = red, green, blue
             surfaces[row, column] = surface
     for row in range(size):
@@ -189,7 +190,10 @@ def _draw(scene, eye, forward, right, up, frame):
             ):
                 for i in range(2):
                     y, x = row + 0.2 + 0.6 * i, column + 0.2 + 0.6 * (i ^ ((row + column) & 1))
-                    r, g, b, _ = _ray(scene, eye, forward, right, up, y, x, size, scale)
+                    dx, dy, dz = _direction(axes, (x - half) * scale, (half - y) * scale)
+                    r, g, b, _ = _trace(
+                        blocks, tops, light, grass_tint, water_tint, clouds, textures, ceiling, eye, dx, dy, dz, scale
+                    )
                     red, green, blue = red + r, green + g, blue + b
                 red, green, blue = red / 3.0, green / 3.0, blue / 3.0
             frame[row, column, 0] = min(max(red, 0.0), 255.0)
@@ -198,20 +202,19 @@ def _draw(scene, eye, forward, right, up, frame):
 
 
 @njit(cache=True)
-def _ray(scene, eye, forward, right, up, row, column, size, scale):
-    """Color and surface number of the ray through one point of the picture."""
-    across, upward = (column - size * 0.5) * scale, (size * 0.5 - row) * scale
+def _direction(axes, across, upward):
+    """Unit vector of the ray through a point of the picture, given in units of the focal length."""
+    forward, right, up = axes
     dx = forward[0] + across * right[0] + upward * up[0]
     dy = forward[1] + across * right[1] + upward * up[1]
     dz = forward[2] + across * right[2] + upward * up[2]
     length = math.sqrt(dx * dx + dy * dy + dz * dz)
-    return _trace(scene, eye, dx / length, dy / length, dz / length, scale)
+    return dx / length, dy / length, dz / length
 
 
 @njit(cache=True)
-def _trace(scene, eye, dx, dy, dz, pixel_angle):
+def _trace(blocks, tops, light, grass_tint, water_tint, clouds, textures, ceiling, eye, dx, dy, dz, pixel_angle):
     """Walk from block to block until something solid, and mix water and fog over it."""
-    blocks, tops, ceiling = scene[0], scene[6], scene[7]
     ox, oy, oz = eye
     x, y, z = math.floor(ox), math.floor(oy), math.floor(oz)
     # A direction that is exactly along an axis never reaches the other planes.
@@ -255,10 +258,10 @@ def _trace(scene, eye, dx, dy, dz, pixel_angle):
             start = _enter_water(blocks, x, y, z, oy, dy, distance, leave)
             if start >= 0.0:
                 water_start, water_x, water_z = start, x, z
-    sky = _sky(scene[4], eye, dx, dy, dz, block == AIR and water_start < 0.0)
+    sky = _sky(clouds, eye, dx, dy, dz, block == AIR and water_start < 0.0)
     red, green, blue, surface = sky[0], sky[1], sky[2], -1
     if block != AIR:
-        color = _shade(scene, x, y, z, axis, block, eye, dx, dy, dz, distance, pixel_angle)
+        color = _shade(light, grass_tint, textures, x, y, z, axis, block, eye, dx, dy, dz, distance, pixel_angle)
         haze = _haze(distance)
         red = color[0] + (red - color[0]) * haze
         green = color[1] + (green - color[1]) * haze
@@ -267,7 +270,8 @@ def _trace(scene, eye, dx, dy, dz, pixel_angle):
         surface = ((plane * 3 + axis) * NUM_BLOCKS + block) * 2
     if water_start >= 0.0:
         place = (water_x, water_z, water_start, max(distance - water_start, 0.0))
-        red, green, blue = _under_water(scene, (red, green, blue), sky, place, eye, dx, dy, dz, pixel_angle)
+        color = (red, green, blue)
+        red, green, blue = _under_water(water_tint, textures, color, sky, place, eye, dx, dy, dz, pixel_angle)
         surface = surface + 1 if surface >= 0 and water_start < 12.0 else -2
     return red, green, blue, surface
 
@@ -343,7 +347,7 @@ def _texel(textures, texture, u, v, footprint):
 
 
 @njit(cache=True)
-def _shade(scene, x, y, z, axis, block, eye, dx, dy, dz, distance, pixel_angle):
+def _shade(light, grass_tint, textures, x, y, z, axis, block, eye, dx, dy, dz, distance, pixel_angle):
     """Textured, tinted and lit color of the face of a block that a ray hits."""
     px, py, pz = eye[0] + distance * dx - x, eye[1] + distance * dy - y, eye[2] + distance * dz - z
     if axis == 0:
@@ -357,12 +361,12 @@ def _shade(scene, x, y, z, axis, block, eye, dx, dy, dz, distance, pixel_angle):
         face, shade = (1, FACE_SHADES[2]) if dy < 0 else (2, FACE_SHADES[3])
     u, v = min(max(u, 0.0), 0.9999), min(max(v, 0.0), 0.9999)
     footprint = distance * pixel_angle * TEXTURE_SIZE / math.sqrt(max(slope, 0.02))
-    red, green, blue, tinted = _texel(scene[5], FACE_TEXTURES[block, face], u, v, footprint)
-    tint = scene[2][x & WRAP, z & WRAP]
-    glow = shade * _smooth_light(scene[1], x, y, z, axis, side, u, v)
-    red *= glow * (1.0 + (tint[0] / 255.0 - 1.0) * tinted)
-    green *= glow * (1.0 + (tint[1] / 255.0 - 1.0) * tinted)
-    blue *= glow * (1.0 + (tint[2] / 255.0 - 1.0) * tinted)
+    red, green, blue, tinted = _texel(textures, FACE_TEXTURES[block, face], u, v, footprint)
+    i, k = x & WRAP, z & WRAP
+    glow = shade * _smooth_light(light, x, y, z, axis, side, u, v)
+    red *= glow * (1.0 + (grass_tint[i, k, 0] / 255.0 - 1.0) * tinted)
+    green *= glow * (1.0 + (grass_tint[i, k, 1] / 255.0 - 1.0) * tinted)
+    blue *= glow * (1.0 + (grass_tint[i, k, 2] / 255.0 - 1.0) * tinted)
     return red, green, blue
 
 
@@ -402,18 +406,18 @@ def _smooth_light(light, x, y, z, axis, side, u, v):
 
 
 @njit(cache=True)
-def _under_water(scene, color, sky, place, eye, dx, dy, dz, pixel_angle):
+def _under_water(water_tint, textures, color, sky, place, eye, dx, dy, dz, pixel_angle):
     """Mix the water over what lies in it: darker with depth, more like the sky at a flat angle."""
     water_x, water_z, start, depth = place
-    tint = scene[3][water_x & WRAP, water_z & WRAP]
+    i, k = water_x & WRAP, water_z & WRAP
     u, v = eye[0] + start * dx, eye[2] + start * dz
     footprint = start * pixel_angle * TEXTURE_SIZE / math.sqrt(max(abs(dy), 0.02))
-    wave = _texel(scene[5], T_WATER, u - math.floor(u), v - math.floor(v), footprint)[0] / 255.0
+    wave = _texel(textures, T_WATER, u - math.floor(u), v - math.floor(v), footprint)[0] / 255.0
     cover = 1.0 - 0.5 * math.exp(-0.3 * depth)
     flat = (1.0 - abs(dy)) ** 3 * 0.45 if start > 0.0 else 0.0
     haze = _haze(start)
-    red = color[0] + (tint[0] * wave - color[0]) * cover
-    green = color[1] + (tint[1] * wave - color[1]) * cover
-    blue = color[2] + (tint[2] * wave - color[2]) * cover
+    red = color[0] + (water_tint[i, k, 0] * wave - color[0]) * cover
+    green = color[1] + (water_tint[i, k, 1] * wave - color[1]) * cover
+    blue = color[2] + (water_tint[i, k, 2] * wave - color[2]) * cover
     share = max(haze, flat)
     return red + (sky[0] - red) * share, green + (sky[1] - green) * share, blue + (sky[2] - blue) * share

@@ -97,11 +97,11 @@ def _landscape(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.nda
     """Ground height, temperature, humidity and forest density, each (x, z); the last three in sigmas."""
     temperature = _noise(rng, (4, 8))
     humidity = _noise(rng, (4, 8))
-    hills = _noise(rng, (4, 8, 16, 32))
+    hills = _noise(rng, (4, 8, 16))
     ridges = _noise(rng, (4, 8))
     swampy = np.clip((humidity - 0.2) / 0.5, 0.0, 1.0) * (temperature > -0.8)
     swampy = _blur(swampy)
-    rise = (3.0 + 3.0 * hills + 6.0 * np.clip(ridges - 0.5, 0.0, None)) * (1.0 - swampy)
+    rise = (3.0 + 2.6 * hills + 5.0 * np.clip(ridges - 0.6, 0.0, None)) * (1.0 - swampy)
     height = SEA_LEVEL + rise + swampy * (0.7 + 0.9 * hills) + 0.5
     return height, temperature, humidity, _noise(rng, (8, 16))
 
@@ -171,7 +171,7 @@ def _carve(blocks, top, lattices):
                     continue
                 first = _noise_3d(lattices[0], x, z, y) - 0.5
                 second = _noise_3d(lattices[1], x, z, y) - 0.5
-                if first * first + second * second < 0.006:
+                if first * first + second * second < 0.004:
                     blocks[x, z, y] = AIR
 
 
@@ -203,13 +203,13 @@ def _plant(blocks, top, biome, forest, chance):
                     for y in range(ground + 1, ground + 2 + int(size * 3)):
                         blocks[x, z, y] = CACTUS
             elif surface == SNOW:
-                if luck < 0.2 + 0.3 * (forest[x, z] > 0.3):
+                if luck < 0.1 + 0.3 * (forest[x, z] > 0.5):
                     _grow_spruce(blocks, x, z, ground + 1, 8 + int(size * 3))
             elif surface == GRASS:
                 if kind == SWAMP:
-                    if luck < 0.3:
+                    if luck < 0.2:
                         _grow_oak(blocks, x, z, ground + 1, 6 + int(size * 2), 3, LOG)
-                elif luck < 0.05 + 0.55 * (forest[x, z] > 0.35):
+                elif luck < 0.05 + 0.4 * (forest[x, z] > 0.5):
                     trunk = BIRCH if chance[i, j, 4] < 0.25 else LOG
                     _grow_oak(blocks, x, z, ground + 1, 6 + int(size * 2), 2, trunk)
 
