@@ -1,0 +1,155 @@
+"""`farworld data`: what a person and a program get to see of a dataset."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+from farworld.envs.recorder import Recording, record
+
+from farworld.cli import main
+from farworld.dataset import Dataset
+
+DMLAB = Path(__file__).parent / "data" / "dmlab_teco_episode.npz"
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run `farworld` with arguments; returns exit code, stdout and stderr."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["farworld", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code or 0
+        return code, *capfd.readouterr()
+
+    return command
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three episodes of 20 frames."""
+    record(Recording(env_id="tiny_env:Tiny-v0", num_frames=20), tmp_path / "data", episodes=3)
+    return tmp_path / "data"
+
+
+def picture_of(path):
+    """The frames of a picture or video file."""
+    with av.open(os.fspath(path)) as file:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+
+
+def test_info_prints_one_json_object(run, folder):
+    """Every number that a script needs, and nothing else on stdout."""
+    code, output, _ = run("data", "info", folder, "--json")
+    assert code == 0
+    assert output.count("\n") == 1
+    summary = json.loads(output)
+    assert (summary["episodes"], summary["frames"]) == (3, 60)
+    assert (summary["height"], summary["width"]) == (32, 48)
+    assert (summary["action_timing"], summary["frames_per_second"]) == ("after_frame", 5.0)
+    assert summary["env"] == "tiny_env:Tiny-v0"
+    assert [action["name"] for action in summary["actions"]] == ["NOOP", "FIRE", "UPLEFT", "open door"]
+    assert sum(action["count"] for action in summary["actions"]) == 57
+    dataset = Dataset(folder)
+    fired = sum(int((dataset.actions(i) == 1).sum()) for i in range(3))
+    assert summary["actions"][1] == {"name": "FIRE", "keys": ["space"], "count": fired}
+    assert summary["bad"] == 0
+
+
+def test_info_prints_a_table_for_people(run, folder):
+    """The same facts, readable."""
+    code, output, _ = run("data", "info", folder)
+    assert code == 0
+    for word in ("tiny_env:Tiny-v0", "32 x 48", "after_frame", "UPLEFT", "up + left", "no key"):
+        assert word in output
+
+
+def test_info_counts_bad_files_and_leaves_them_out(run, folder):
+    """A truncated and a foreign file are named with their reasons."""
+    os.truncate(folder / "episodes" / "episode-000001.tar", 3000)
+    (folder / "episodes" / "holiday.jpg").write_bytes(b"no tar")
+    code, output, _ = run("data", "info", folder, "--json")
+    summary = json.loads(output)
+    assert (code, summary["episodes"], summary["frames"], summary["bad"]) == (0, 2, 40, 2)
+    reasons = {Path(row["path"]).name: row["reason"] for row in summary["bad_files"]}
+    assert "truncated" in reasons["episode-000001.tar"]
+    assert "foreign" in reasons["holiday.jpg"]
+    assert "bad files          2" in run("data", "info", folder)[1]
+
+
+def test_verify_tells_whole_from_damaged(run, folder):
+    """Exit code 1, so that a script can stop."""
+    code, output, _ = run("data", "verify", folder, "--json")
+    assert (code, json.loads(output)["episodes"]) == (0, 3)
+    path = folder / "episodes" / "episode-000002.tar"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    code, output, _ = run("data", "verify", folder, "--json")
+    summary = json.loads(output)
+    assert (code, summary["episodes"], summary["bad"]) == (1, 2, 1)
+    assert summary["bad_files"][0]["path"] == str(path)
+
+
+def test_view_writes_a_contact_sheet(run, folder, tmp_path):
+    """The pixels are those of the episode: first frame at the top left, last at the bottom right."""
+    code, *_ = run("data", "view", folder, tmp_path / "sheet.png", "--episode", 1, "--frames", 16)
+    sheet = picture_of(tmp_path / "sheet.png")[0]
+    frames = Dataset(folder).frames(1)
+    assert code == 0
+    assert sheet.shape == (2 * 32 + 2, 8 * 48 + 7 * 2, 3)
+    np.testing.assert_array_equal(sheet[:32, :48], frames[0])
+    np.testing.assert_array_equal(sheet[-32:, -48:], frames[-1])
+
+
+def test_view_writes_a_video(run, folder, tmp_path):
+    """All frames, at the world's speed, enlarged, and close to the recorded ones."""
+    code, *_ = run("data", "view", folder, tmp_path / "video.mp4", "--frames", 12)
+    assert code == 0
+    frames = picture_of(tmp_path / "video.mp4")
+    assert frames.shape == (12, 256, 384, 3)
+    expected = Dataset(folder).frames(0, 0, 12).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(frames.mean(axis=(1, 2, 3)), expected, atol=3)
+    with av.open(os.fspath(tmp_path / "video.mp4")) as file:
+        assert float(file.streams.video[0].average_rate) == 5.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("sheet.gif",), "ends in .png or .mp4"),
+        (("sheet.png", "--episode", 7), "no readable episode 7; its 3 episodes lie between episode-000000"),
+        (("sheet.png", "--frames", 0), "1 or more, got 0"),
+    ],
+)
+def test_view_says_what_it_cannot_show(run, folder, tmp_path, arguments, message):
+    """One line, exit code 2."""
+    code, _, errors = run("data", "view", folder, tmp_path / arguments[0], *arguments[1:])
+    assert code == 2
+    assert message in errors
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_a_missing_dataset_is_one_line(run, tmp_path, command):
+    """With the command that makes one."""
+    code, output, errors = run("data", command, tmp_path / "none")
+    assert (code, output) == (2, "")
+    assert "farworld record" in errors
+    assert errors.count("\n") == 1
+
+
+def test_import_teco_reports_in_json(run, tmp_path):
+    """What came in, and what was there already."""
+    code, output, _ = run("data", "import-teco", "dmlab", DMLAB, tmp_path / "data", "--json")
+    result = json.loads(output)
+    assert (code, result["episodes"], result["frames"], result["known"]) == (0, 1, 120, 0)
+    _, output, _ = run("data", "import-teco", "dmlab", DMLAB.parent, tmp_path / "data", "--json")
+    assert json.loads(output)["known"] == 1
+    assert len(Dataset(tmp_path / "data")) == 1

@@ -1,0 +1,280 @@
+"""The recorded-data format: what is written is what is read, and damage is found."""
+
+import errno
+import io
+import os
+import pickle
+import tarfile
+
+import numpy as np
+import pytest
+
+from farworld import dataset as dataset_module
+from farworld.actions import Action, ActionVocabulary
+from farworld.dataset import CHUNK_FRAMES, Dataset, DatasetSpec, Episode, create_or_open, encode_episode
+
+VOCABULARY = ActionVocabulary((Action(name="noop"), Action(name="forward", keys=("up",))))
+
+
+def make_spec(**changes):
+    values = {"env_id": "test", "height": 16, "width": 32, "frames_per_second": 5.0}
+    return DatasetSpec(**{**values, "action_vocabulary": VOCABULARY, **changes})
+
+
+def make_episode(num_frames=40, index=0, **changes):
+    rng = np.random.default_rng(index)
+    values = {
+        "frames": rng.integers(0, 256, (num_frames, 16, 32, 3), dtype=np.uint8),
+        "actions": rng.integers(0, 2, num_frames - 1),
+        "rewards": rng.normal(size=num_frames - 1).astype(np.float32),
+        "seed": 7,
+        "index": index,
+    }
+    return Episode(**{**values, **changes})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A dataset of three episodes."""
+    with create_or_open(tmp_path / "data", make_spec()) as writer:
+        for index in writer.free_indices(3):
+            writer.write(make_episode(index=index))
+    return tmp_path / "data"
+
+
+def episode_files(folder):
+    return sorted((folder / "episodes").iterdir())
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 15, 16, 17, 33])  # around the 16-frame member
+def test_an_episode_reads_back_as_it_was_written(tmp_path, num_frames):
+    """Frames are lossless, and the shortest and unaligned lengths are not special."""
+    written = make_episode(num_frames, terminated=True, truncated=False, source="there")
+    with create_or_open(tmp_path, make_spec()) as writer:
+        writer.write(written)
+    dataset = Dataset(tmp_path)
+    read = dataset.episode(0)
+    assert dataset.num_frames(0) == num_frames
+    for name in ("frames", "actions", "rewards"):
+        np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
+        assert getattr(read, name).dtype == getattr(written, name).dtype
+    for name in ("terminated", "truncated", "seed", "index", "source"):
+        assert getattr(read, name) == getattr(written, name)
+    dataset.verify(0)
+
+
+def test_random_access_equals_a_full_read(folder):
+    """A clip decodes only its chunks; it must not depend on where they begin."""
+    dataset = Dataset(folder)
+    frames = dataset.frames(1)
+    for start in range(len(frames)):
+        for stop in {start + 1, min(len(frames), start + CHUNK_FRAMES), len(frames)}:
+            np.testing.assert_array_equal(dataset.frames(1, start, stop), frames[start:stop])
+
+
+@pytest.mark.parametrize("bounds", [(-1, 3), (3, 3), (0, 41)])
+def test_a_range_outside_the_episode_is_refused(folder, bounds):
+    """A silent short clip would shift actions against frames."""
+    with pytest.raises(ValueError, match=r"\[0, 40\)"):
+        Dataset(folder).frames(0, *bounds)
+
+
+def test_an_open_dataset_travels_to_other_processes(folder):
+    """Data loader workers receive it pickled."""
+    copy = pickle.loads(pickle.dumps(Dataset(folder)))
+    np.testing.assert_array_equal(copy.frames(2), make_episode(index=2).frames)
+
+
+def test_the_same_episode_gives_the_same_bytes():
+    """No clock, user or process number reaches the file."""
+    assert encode_episode(make_episode()) == encode_episode(make_episode())
+    assert encode_episode(make_episode()) != encode_episode(make_episode(seed=8))
+
+
+def test_a_file_is_a_plain_tar_in_webdataset_naming(folder):
+    """Other tools read it: one sample, whose key is what precedes the first dot."""
+    with tarfile.open(episode_files(folder)[1]) as tar:
+        names = tar.getnames()
+        actions = np.load(io.BytesIO(tar.extractfile("episode-000001.actions.npy").read()))
+    assert {name.split(".", 1)[0] for name in names} == {"episode-000001"}
+    assert "episode-000001.frames-0002.zst" in names
+    np.testing.assert_array_equal(actions, make_episode(index=1).actions)
+
+
+def test_the_spec_survives_the_disk(folder):
+    """What was recorded is known without the environment."""
+    assert Dataset(folder).spec == make_spec()
+
+
+def test_new_episodes_take_the_smallest_free_numbers(folder):
+    """A gap, left by an interrupted recording, is filled first."""
+    episode_files(folder)[1].unlink()
+    with create_or_open(folder, make_spec()) as writer:
+        assert writer.free_indices(3) == [1, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"env_id": "other"}, "env_id is 'test' there and 'other' now"),
+        ({"height": 32}, "height is 16 there and 32 now"),
+        ({"action_vocabulary": ActionVocabulary((Action(name="noop"),))}, "noop, forward there and noop now"),
+    ],
+)
+def test_a_dataset_is_not_mixed_with_another(folder, changes, message):
+    """The message says what differs, and nothing is overwritten."""
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match=message):
+        create_or_open(folder, make_spec(**changes))
+    assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_another_action_timing_is_an_error():
+    """The field's commonest mistake is not guessed around."""
+    with pytest.raises(ValueError, match="action_timing must be 'after_frame', got 'before_frame'"):
+        make_spec(action_timing="before_frame")
+
+
+def test_a_folder_with_other_files_is_not_taken(tmp_path):
+    """`--out ~` must not fill a home folder."""
+    (tmp_path / "thesis.txt").write_text("important")
+    with pytest.raises(ValueError, match="thesis.txt"):
+        create_or_open(tmp_path, make_spec())
+
+
+def test_an_episode_is_never_overwritten(folder):
+    """Not even by a caller who insists."""
+    with create_or_open(folder, make_spec()) as writer, pytest.raises(FileExistsError, match="overwritten"):
+        writer.write(make_episode(index=1))
+
+
+def test_there_is_one_writer(folder):
+    """Two recordings into one folder would race for the same numbers."""
+    with create_or_open(folder, make_spec()), pytest.raises(ValueError, match="another process"):
+        create_or_open(folder, make_spec())
+    create_or_open(folder, make_spec()).close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"frames": np.zeros((40, 16, 16, 3), np.uint8)}, "frames must be 16x32x3"),
+        ({"actions": np.full(39, 2)}, r"in \[0, 1\] \(noop, forward\), got"),
+    ],
+)
+def test_an_episode_must_fit_its_dataset(folder, changes, message):
+    """A wrong frame size or action would surface hours later, in training."""
+    with create_or_open(folder, make_spec()) as writer, pytest.raises(ValueError, match=message):
+        writer.write(make_episode(index=9, **changes))
+
+
+def test_frames_and_actions_must_count_as_fence_and_gaps():
+    """T + 1 frames, T actions."""
+    with pytest.raises(ValueError, match="40 frames need 39 actions"):
+        make_episode(actions=np.zeros(40, np.int64))
+
+
+def test_a_full_disk_leaves_what_was_written(folder, monkeypatch):
+    """The failed episode leaves no trace; the error reaches the caller."""
+
+    def no_space(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = episode_files(folder)
+    with create_or_open(folder, make_spec()) as writer:
+        monkeypatch.setattr(dataset_module.os, "fsync", no_space)
+        with pytest.raises(OSError, match="No space"):
+            writer.write(make_episode(index=3))
+    assert episode_files(folder) == before
+    assert len(Dataset(folder)) == 3
+
+
+def test_leftovers_of_a_killed_writer_are_ignored_then_removed(folder):
+    """They are no episodes, and do not pile up."""
+    leftover = folder / "episodes" / ".episode-000003.tar.123.tmp"
+    leftover.write_bytes(b"half an epi")
+    assert len(Dataset(folder)) == 3
+    create_or_open(folder, make_spec()).close()
+    assert not leftover.exists()
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size - 5000)
+
+
+def cut_to_nothing(path):
+    os.truncate(path, 0)
+
+
+def replace_by_text(path):
+    path.write_text("not a tar file at all " * 100)
+
+
+def replace_by_foreign_tar(path):
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        tar.add(__file__, arcname="holiday.jpg")
+
+
+def rename_to_other_number(path):
+    path.rename(path.with_name("episode-000009.tar"))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (truncate, "truncated: .* bytes where its index says"),
+        (cut_to_nothing, "not a tar file, or cut off"),
+        (replace_by_text, "not a tar file"),
+        (replace_by_foreign_tar, "begins with holiday.jpg"),
+        (rename_to_other_number, "begins with episode-000001"),
+    ],
+)
+def test_a_bad_file_is_named_and_can_be_skipped(folder, damage, reason):
+    """Training stops unless told to go on without it."""
+    damage(folder / "episodes" / "episode-000001.tar")
+    with pytest.raises(ValueError, match=f"episode-00000.*{reason}.*--skip-bad"):
+        Dataset(folder)
+    dataset = Dataset(folder, skip_bad=True)
+    assert dataset.episodes == ["episode-000000", "episode-000002"]
+    assert [path.parent.name for path, _ in dataset.bad] == ["episodes"]
+    np.testing.assert_array_equal(dataset.frames(1), make_episode(index=2).frames)
+
+
+def test_a_file_of_another_kind_is_foreign(folder):
+    """A stray file is reported, not silently passed over."""
+    (folder / "episodes" / "notes.txt").write_text("hello")
+    assert "foreign" in Dataset(folder, skip_bad=True).bad[0][1]
+
+
+def test_a_flipped_bit_is_found(folder):
+    """Not when the dataset is opened (that must be fast), but by verify, and when frames are read."""
+    path = folder / "episodes" / "episode-000002.tar"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+    dataset = Dataset(folder)
+    with pytest.raises(ValueError, match="differs from its checksum"):
+        dataset.verify(2)
+    with pytest.raises(ValueError, match="episode-000002.tar: damaged frames"):
+        dataset.frames(2)
+    dataset.verify(1)
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_a_missing_dataset_says_how_to_make_one(tmp_path, exists):
+    """No folder, or a folder that is none."""
+    folder = tmp_path / "data"
+    if exists:
+        folder.mkdir()
+    with pytest.raises(FileNotFoundError, match=f"no dataset at {folder}.*farworld record"):
+        Dataset(folder)
+
+
+def test_a_dataset_of_a_later_version_is_refused(folder):
+    """It is not read as if it were this one's."""
+    path = folder / "dataset.json"
+    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(
+        ValueError, match="expected farworld-dataset version 1, got farworld-dataset version 2"
+    ):
+        Dataset(folder)

@@ -1,0 +1,239 @@
+"""`farworld record`: any discrete environment, reproducible, extendable, safe against being killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from farworld.envs.recorder import Recording, action_vocabulary, make_env, record, resolve_env_id
+
+from farworld.cli import main
+from farworld.dataset import Dataset
+
+ROOT = Path(__file__).resolve().parent.parent
+TINY = "tiny_env:Tiny-v0"
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def start_command(*arguments):
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "farworld", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def complaint(monkeypatch, capfd, *arguments):
+    """Run the command in this process, expect exit code 2, and return what it said."""
+    monkeypatch.setattr(sys, "argv", ["farworld", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    return capfd.readouterr().err
+
+
+def wait_for_episodes(folder, count):
+    deadline = time.monotonic() + 30
+    while len(list(folder.glob("episodes/episode-*.tar"))) < count:
+        assert time.monotonic() < deadline, "no episode was recorded"
+        time.sleep(0.01)
+
+
+def test_an_action_belongs_to_the_frame_before_it(tmp_path):
+    """The tiny world shows its last action: frame t + 1 shows action t, and frame 0 none."""
+    record(Recording(env_id=TINY, num_frames=30), tmp_path, episodes=1)
+    episode = Dataset(tmp_path).episode(0)
+    shown = episode.frames.astype(int).mean(axis=(1, 2, 3)) // 50
+    assert shown[0] == 0
+    np.testing.assert_array_equal(shown[1:], episode.actions + 1)  # its Discrete space starts at 1
+    np.testing.assert_array_equal(episode.rewards, episode.actions + 1)
+    assert set(episode.actions) == {0, 1, 2, 3}
+
+
+def test_the_same_seed_gives_the_same_bytes_for_any_number_of_workers(tmp_path):
+    """So a recording can be repeated from its command, on any machine."""
+    recording = Recording(env_id=TINY, num_frames=20, seed=3)
+    record(recording, tmp_path / "one", episodes=4)
+    record(recording, tmp_path / "two", episodes=4, workers=2)
+    record(Recording(env_id=TINY, num_frames=20, seed=4), tmp_path / "other", episodes=4)
+    assert files_of(tmp_path / "one") == files_of(tmp_path / "two")
+    assert files_of(tmp_path / "one") != files_of(tmp_path / "other")
+
+
+def test_a_second_recording_extends_the_first(tmp_path):
+    """Two runs of two episodes are one run of four."""
+    recording = Recording(env_id=TINY, num_frames=20)
+    record(recording, tmp_path / "parts", episodes=2)
+    record(recording, tmp_path / "parts", episodes=2)
+    record(recording, tmp_path / "whole", episodes=4)
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.skipif(os.name != "posix", reason="kill -9 is of POSIX systems")
+def test_a_killed_recording_is_continued(tmp_path, workers):
+    """Finished episodes are intact, workers do not outlive their parent, and nothing is recorded twice."""
+    folder = tmp_path / "killed"
+    command = ("--env", "tiny_env:TinySlow-v0", "--frames", 30, "--out", folder, "--workers", workers)
+    process = start_command("record", *command, "--episodes", 1000)
+    wait_for_episodes(folder, 2)
+    process.kill()
+    process.communicate()
+    time.sleep(0.5)
+    done = len(Dataset(folder))
+    time.sleep(0.5)  # three episodes' time: a worker that lives on would show
+    dataset = Dataset(folder)
+    assert len(dataset) == done >= 2
+    for i in range(done):
+        dataset.verify(i)
+    recording = Recording(env_id="tiny_env:TinySlow-v0", num_frames=30)
+    total = max(int(name[-6:]) for name in dataset.episodes) + 2
+    record(recording, folder, episodes=total - done)
+    record(recording, tmp_path / "whole", episodes=total)
+    assert files_of(folder) == files_of(tmp_path / "whole")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="Ctrl-C is sent as a POSIX signal")
+def test_ctrl_c_keeps_finished_episodes_and_exits_130(tmp_path):
+    """No traceback either."""
+    process = start_command(
+        "record",
+        "--env",
+        "tiny_env:TinySlow-v0",
+        "--frames",
+        20,
+        "--episodes",
+        1000,
+        "--out",
+        tmp_path / "data",
+    )
+    wait_for_episodes(tmp_path / "data", 1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    dataset = Dataset(tmp_path / "data")
+    dataset.verify(0)
+    assert not list((tmp_path / "data" / "episodes").glob(".*"))
+
+
+def test_json_is_all_that_stdout_gets(tmp_path):
+    """Engines and their libraries print; a program that reads our output must not see it."""
+    process = start_command(
+        *("record", "--env", "tiny_env:TinyChatty-v0", "--episodes", 2, "--frames", 10, "--workers", 2),
+        *("--out", tmp_path / "data", "--seed", 5, "--json"),
+    )
+    output, errors = process.communicate(timeout=30)
+    assert process.returncode == 0, errors
+    assert output.count("\n") == 1
+    result = json.loads(output)
+    assert result["episodes"] == 2
+    assert result["frames"] == 20
+    assert result["out"] == str(tmp_path / "data")
+    assert result["seconds"] > 0
+    assert "a chatty engine" in errors
+    assert "a chatty library" in errors
+
+
+def test_a_terminated_episode_ends_early(tmp_path):
+    """Its last frame is the terminal one."""
+    record(Recording(env_id="tiny_env:TinyShort-v0", num_frames=20), tmp_path, episodes=1)
+    episode = Dataset(tmp_path).episode(0)
+    assert len(episode.frames) == 8
+    assert episode.terminated
+    assert not episode.truncated
+
+
+@pytest.mark.parametrize(
+    ("env_id", "size", "shape"),
+    [
+        ("tiny_env:Tiny-v0", None, (32, 48)),
+        ("tiny_env:TinyDict-v0", None, (32, 48)),
+        ("tiny_env:TinyRender-v0", None, (64, 64)),  # 50 x 70 does not suit the autoencoder
+        ("tiny_env:TinyRender-v0", 32, (32, 32)),
+        ("farworld/Maze-v0", None, (64, 64)),
+        ("farworld/Maze-v0", 32, (32, 32)),
+        ("farworld/Voxel-v0", None, (128, 128)),
+    ],
+)
+def test_pixels_are_found_wherever_they_are(tmp_path, env_id, size, shape):
+    """In the observation, in a part of it, or only rendered; sizes as documented."""
+    record(Recording(env_id=env_id, num_frames=12, size=size), tmp_path, episodes=1)
+    dataset = Dataset(tmp_path)
+    assert (dataset.spec.height, dataset.spec.width) == shape
+    frames = dataset.frames(0)
+    assert frames.shape == (12, *shape, 3)
+    assert frames.std() > 1
+
+
+def test_names_and_keys_of_a_foreign_environment():
+    """Arrows where the names say so, no key for waiting, digits for the rest."""
+    env = make_env(Recording(env_id=TINY))
+    vocabulary = action_vocabulary(env)
+    assert vocabulary.names == ("NOOP", "FIRE", "UPLEFT", "open door")
+    assert [action.keys for action in vocabulary.actions] == [(), ("space",), ("up", "left"), ("3",)]
+
+
+def test_an_unknown_environment_gets_the_nearest_match(tmp_path, monkeypatch, capfd):
+    """One line with the built-in worlds, and exit code 2."""
+    message = complaint(
+        monkeypatch, capfd, "record", "--env", "moze", "--episodes", 1, "--out", tmp_path / "data"
+    )
+    assert message.count("\n") == 1
+    assert "maze, voxel" in message
+    assert "did you mean maze?" in message
+    assert not (tmp_path / "data").exists()
+    with pytest.raises(ValueError, match="did you mean CartPole-v1"):
+        resolve_env_id("CartPol-v1")
+
+
+def test_a_missing_engine_names_its_command(monkeypatch):
+    """The extra that installs it."""
+    monkeypatch.setitem(sys.modules, "miniworld", None)
+    with pytest.raises(ImportError, match=r'pip install "farworld\[miniworld\]"'):
+        resolve_env_id("MiniWorld-Maze-v0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--env", "tiny_env:TinyContinuous-v0"), "Box(-1.0, 1.0, (2,), float32); recording needs Discrete"),
+        (("--env", "tiny_env:TinyGrowing-v0", "--size", 32), "expected (32, 48, 3), got (33, 48, 3)"),
+        (("--size", 40), "multiple of 16, got 40"),
+        (("--frames", 1), "2 or more frames, got 1"),
+        (("--episodes", 0), "1 or more, got 0"),
+    ],
+)
+def test_what_cannot_be_recorded_is_said_in_one_line(tmp_path, monkeypatch, capfd, changes, message):
+    """What was expected and what came."""
+    defaults = ("--env", TINY, "--episodes", 1, "--out", tmp_path / "data")
+    given = {*changes[::2]}
+    kept = [
+        part
+        for pair in zip(defaults[::2], defaults[1::2], strict=True)
+        if pair[0] not in given
+        for part in pair
+    ]
+    last = complaint(monkeypatch, capfd, "record", *kept, *changes).strip().splitlines()[-1]
+    assert message in last
+
+
+def test_record_does_not_touch_a_dataset_of_another_world(tmp_path):
+    """The difference is named."""
+    record(Recording(env_id=TINY, num_frames=10), tmp_path, episodes=1)
+    before = files_of(tmp_path)
+    with pytest.raises(ValueError, match="env_id is 'tiny_env:Tiny-v0' there and 'tiny_env:TinyDict-v0' now"):
+        record(Recording(env_id="tiny_env:TinyDict-v0", num_frames=10), tmp_path, episodes=1)
+    assert files_of(tmp_path) == before
