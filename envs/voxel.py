@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,7 +15,6 @@ from farworld.envs.voxel_terrain import (
     BEDROCK,
     GRASS,
     ICE,
-    MAX_LIGHT,
     PLANKS,
     SAND,
     SNOW,
@@ -305,6 +305,7 @@ def _find_start(world: World, rng: np.random.Generator) -> tuple[int, int, int]:
 def _explore(env: VoxelEnv, rng: np.random.Generator) -> Iterator[int]:
     """The endless stream of actions behind VoxelEnv.explorer."""
     target, patience = _pick_target(env, rng), 60
+    places = deque(maxlen=4)
     while True:
         yield from _level(env, rng)
         luck = rng.random()
@@ -324,7 +325,9 @@ def _explore(env: VoxelEnv, rng: np.random.Generator) -> Iterator[int]:
             yield from _turn_and_return(rng)
         elif luck < 0.70:
             yield from [DIG if rng.random() < 0.5 else PLACE] * int(rng.integers(1, 3))
-        if _in_the_dark(env):
+        places.append((env._x, env._z))
+        if len(places) == 4 and _distance(env, places[0]) < 3.0:  # caught in a pit or a cave
+            yield from _dig_stairs(env)
             yield from _dig_stairs(env)
         for _ in range(int(rng.integers(4, 16))):
             before = (env._x, env._z)
@@ -395,13 +398,8 @@ def _look(rng: np.random.Generator) -> Iterator[int]:
         yield from [action] * int(rng.integers(1, 6))
 
 
-def _in_the_dark(env: VoxelEnv) -> bool:
-    eye = (int(env._x) & WRAP, int(env._z) & WRAP, min(int(env._y + EYE_HEIGHT), WORLD_HEIGHT - 1))
-    return env._world.light[eye] < MAX_LIGHT // 2
-
-
 def _dig_stairs(env: VoxelEnv) -> Iterator[int]:
-    """Dig one step of a staircase up and out of a cave: the block ahead and the one above it."""
+    """Dig one step of a staircase out of a pit or a cave: the block ahead and the one above it."""
     yield from [LOOK_UP] * max(-env._pitch, 0) + [LOOK_DOWN] * max(env._pitch, 0)
     yield from [FORWARD, FORWARD, DIG] + [LOOK_UP] * MAX_PITCH + [DIG, DIG] + [LOOK_DOWN] * MAX_PITCH
     yield from [FORWARD] * 4
@@ -418,7 +416,7 @@ def _turn_and_return(rng: np.random.Generator) -> Iterator[int]:
 
 def _get_unstuck(env: VoxelEnv, rng: np.random.Generator) -> Iterator[int]:
     """Push on for a moment, then go round the obstacle, or through it."""
-    yield from [FORWARD] * int(rng.integers(1, 4))
+    yield from [FORWARD] * int(rng.integers(2, 7))
     if rng.random() < 0.2:
         yield from _level(env, rng)
         yield from [DIG, DIG, FORWARD, FORWARD, FORWARD]

@@ -36,7 +36,7 @@ SUN_DIRECTION = (0.74, 0.56, 0.37)  # roughly a unit vector
 FACE_SHADES = np.array([0.66, 0.82, 1.0, 0.55], np.float32)  # x sides, z sides, top, bottom
 OCCLUDED = 0.4  # how bright a corner cell filled by a block counts, relative to the cell before the face
 _levels = np.arange(MAX_LIGHT + 1) / MAX_LIGHT
-BRIGHTNESS = (0.2 + 0.8 * _levels * np.sqrt(_levels)).astype(np.float32)
+BRIGHTNESS = (0.24 + 0.76 * _levels * np.sqrt(_levels)).astype(np.float32)
 
 (
     T_GRASS, T_GRASS_SIDE, T_DIRT, T_STONE, T_SAND, T_SNOW, T_SNOW_SIDE, T_LOG, T_LOG_TOP, T_LEAVES, T_WATER,
@@ -104,16 +104,16 @@ def make_textures() -> np.ndarray:
         base[texture, ..., 3] = tint
 
     rows, columns = np.mgrid[:TEXTURE_SIZE, :TEXTURE_SIZE]
-    dirt = _speckle(rng, 0.2, (2, 2))
+    dirt = _speckle(rng, 0.15, (2, 2))
     stone = _speckle(rng, 0.1, (1, 4))
-    paint(T_GRASS, (226, 226, 226), _speckle(rng, 0.13, (2, 1)), 1.0)
+    paint(T_GRASS, (226, 226, 226), _speckle(rng, 0.1, (2, 1)), 1.0)
     paint(T_DIRT, (134, 98, 70), dirt)
     paint(T_STONE, (128, 128, 130), stone)
     paint(T_SAND, (220, 208, 164), _speckle(rng, 0.05, (1, 2)))
     paint(T_SNOW, (238, 244, 248), _speckle(rng, 0.03, (2, 2)))
-    paint(T_LOG, (108, 86, 54), _speckle(rng, 0.2, (6, 1)) * np.where(columns % 4 == 0, 0.8, 1.0))
+    paint(T_LOG, (108, 86, 54), _speckle(rng, 0.15, (6, 1)) * np.where(columns % 4 == 0, 0.8, 1.0))
     paint(T_LOG_TOP, (172, 140, 88), _rings())
-    paint(T_LEAVES, (178, 184, 172), _speckle(rng, 0.34, (2, 2)), 1.0)
+    paint(T_LEAVES, (178, 184, 172), _speckle(rng, 0.26, (2, 2)), 1.0)
     paint(T_WATER, (255, 255, 255), _speckle(rng, 0.05, (1, 6)))
     paint(T_PLANKS, (170, 136, 84), _bricks() * _speckle(rng, 0.07, (1, 5)))
     paint(T_BEDROCK, (74, 74, 76), _speckle(rng, 0.5, (2, 2)))
@@ -122,7 +122,7 @@ def make_textures() -> np.ndarray:
     paint(T_CACTUS, (84, 128, 56), np.where(columns % 4 == 1, 0.72, 1.0) * _speckle(rng, 0.08))
     dashes = _speckle(rng, 1.0, (1, 4)) < 0.4
     paint(T_BIRCH, (214, 214, 206), np.where(dashes, 0.4, 1.0) * _speckle(rng, 0.05))
-    paint(T_SPRUCE, (82, 60, 38), _speckle(rng, 0.2, (6, 1)) * np.where(columns % 4 == 2, 0.8, 1.0))
+    paint(T_SPRUCE, (82, 60, 38), _speckle(rng, 0.15, (6, 1)) * np.where(columns % 4 == 2, 0.8, 1.0))
     paint(T_COAL, (128, 128, 130), np.where(_speckle(rng, 1.0, (2, 2)) > 1.4, 0.42, 1.0) * stone)
     fringe = rows < 3 + (rng.random(TEXTURE_SIZE) * 2.5).astype(np.int64)[None, :]
     base[T_GRASS_SIDE] = np.where(fringe[..., None], base[T_GRASS], base[T_DIRT])
@@ -385,7 +385,10 @@ def _smooth_light(light, x, y, z, axis, side, u, v):
     x, z, y = x + (side if axis == 0 else 0), z + (side if axis == 1 else 0), y + (side if axis == 2 else 0)
     if y < 0 or y >= WORLD_HEIGHT:
         return BRIGHTNESS[MAX_LIGHT]
-    center = BRIGHTNESS[light[x & WRAP, z & WRAP, y]]
+    level = light[x & WRAP, z & WRAP, y]
+    center = BRIGHTNESS[level]
+    if level == 0:  # in full darkness, empty cells and blocks cannot be told apart
+        return center
     # Weight of the previous, own and next cell along u and v: corner means, bilinearly interpolated.
     weights_u = ((1.0 - u) * 0.5, 0.5, u * 0.5)
     weights_v = ((1.0 - v) * 0.5, 0.5, v * 0.5)
