@@ -319,9 +319,9 @@ def _explore(env: VoxelEnv, rng: np.random.Generator) -> Iterator[int]:
             yield from [BACKWARD] * int(rng.integers(2, 6))
         elif luck < 0.50:
             yield from [JUMP] + [int(rng.choice((FORWARD, JUMP, NOOP)))] * int(rng.integers(3, 7))
-        elif luck < 0.56:
-            yield from [FORWARD] * int(rng.integers(6, 14))
-        elif luck < 0.64:
+        elif luck < 0.57:
+            yield from _bump(env, rng)
+        elif luck < 0.65:
             yield from _turn_and_return(rng)
         elif luck < 0.70:
             yield from [DIG if rng.random() < 0.5 else PLACE] * int(rng.integers(1, 3))
@@ -396,6 +396,19 @@ def _look(rng: np.random.Generator) -> Iterator[int]:
     if luck > 0.3:
         action = int(rng.choice((NOOP, FORWARD, FORWARD, TURN_LEFT, TURN_RIGHT)))
         yield from [action] * int(rng.integers(1, 6))
+
+
+def _bump(env: VoxelEnv, rng: np.random.Generator) -> Iterator[int]:
+    """Face a grid direction, where walls stop the body instead of letting it slide, and run until held up."""
+    quarter = HEADINGS // 4
+    turn = (env._heading + quarter // 2) % quarter - quarter // 2
+    yield from [TURN_LEFT if turn > 0 else TURN_RIGHT] * abs(turn)
+    for _ in range(25):
+        before = (env._x, env._z)
+        yield FORWARD
+        if before == (env._x, env._z):
+            yield from [FORWARD] * int(rng.integers(2, 8))
+            return
 
 
 def _dig_stairs(env: VoxelEnv) -> Iterator[int]:
