@@ -62,7 +62,9 @@ class World:
 def bundled_worlds() -> list[str]:
     """Names of the worlds that come with the package."""
     folder = resources.files("farworld.assets") / "worlds"
-    return sorted(entry.name for entry in folder.iterdir() if (entry / CONFIG_FILE).is_file()) if folder.is_dir() else []
+    if not folder.is_dir():
+        return []
+    return sorted(entry.name for entry in folder.iterdir() if (entry / CONFIG_FILE).is_file())
 
 
 def resolve(checkpoint: str | os.PathLike) -> Path:

@@ -66,7 +66,9 @@ class Rollout:
         window = world.config.model.short_term_frames
         context_frames = world.config.context_frames if context_frames is None else context_frames
         if context_frames < window:
-            raise ValueError(f"the context must be at least the short-term window of {window} frames, got {context_frames}")
+            raise ValueError(
+                f"the context must be at least the short-term window of {window} frames, got {context_frames}"
+            )
         if guidance_scale < 1.0:
             raise ValueError(f"guidance_scale must be at least 1.0 (off), got {guidance_scale}")
         self.world = world

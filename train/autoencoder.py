@@ -17,6 +17,7 @@ from farworld.models.autoencoder import Autoencoder, to_frames, to_pixels
 from farworld.video import contact_sheet, write_png
 
 STAGE = "autoencoder"
+STATISTICS = "latent_statistics"  # the checkpoint that says that the stage is finished
 STAGE_KEY = 1  # see step_generator
 FRAMES_OF_SAMPLE = 12
 
@@ -41,7 +42,7 @@ def load_autoencoder(run: Run) -> Autoencoder:
     Raises:
         FileNotFoundError: the stage is not finished.
     """
-    stored = run.load_checkpoint("latent_statistics")
+    stored = run.load_checkpoint(STATISTICS)
     if stored is None:
         raise FileNotFoundError(
             f"{run.path} has no trained autoencoder yet; run `farworld train … --stage autoencoder` first"
@@ -86,7 +87,7 @@ def train_autoencoder(run: Run, data: Dataset, episodes: list[int], held_out: li
         loss_of_step=loss_of_step, sample=sample,
     )  # fmt: skip
     _measure_latents(model, data, episodes, config, device)
-    run.save_checkpoint("latent_statistics", {"step": state.step, "seconds": state.seconds, "model": model.state_dict()})
+    run.save_checkpoint(STATISTICS, {"step": state.step, "seconds": state.seconds, "model": model.state_dict()})
 
 
 @torch.no_grad()

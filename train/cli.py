@@ -1,0 +1,71 @@
+"""`farworld train`."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
+
+Stage = Literal["autoencoder", "latents", "world", "all"]
+
+
+def train(
+    *,
+    data: Path,
+    out: Path,
+    preset: str | None = None,
+    stage: Stage = "all",
+    steps: int | None = None,
+    resume: Annotated[bool, Parameter(negative=())] = False,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    settings: Annotated[list[str] | None, Parameter(name="--set", negative=(), consume_multiple=True)] = None,
+    skip_bad: Annotated[bool, Parameter(negative=())] = False,
+    json: Annotated[bool, Parameter(negative=())] = False,
+) -> None:
+    """Train a world model on a recorded dataset: autoencoder, latents, FAR-Long, exported world.
+
+    The run's folder holds checkpoints/, logs/ (TensorBoard), samples/ and, at the end, world/; it is accepted
+    wherever a checkpoint is. An interrupted run goes on with --resume.
+
+    Parameters
+    ----------
+    data
+        The dataset's directory, as `farworld record` makes it.
+    out
+        The run's directory.
+    preset
+        Model and training sizes: maze-xs, maze-s, voxel-xs or voxel-s. Needed for a new run.
+    stage
+        What to do: train the autoencoder, cache latents, train the world model, or all of it.
+    steps
+        Steps of the autoencoder and of the world model, instead of the preset's.
+    resume
+        Go on with the run in --out.
+    device
+        Where to train; auto takes a GPU if there is one.
+    settings
+        field=value: set any field of the training config, as in --set checkpoint_every=10 learning_rate=5e-4.
+    skip_bad
+        Leave out damaged episodes instead of stopping.
+    json
+        Print one JSON object as the last line of stdout.
+    """
+    from farworld.train.pipeline import choose_device, open_run, run_stages
+
+    from farworld.console import print_json
+    from farworld.dataset import Dataset
+
+    began = time.perf_counter()
+    overrides = list(settings or [])
+    if steps is not None:
+        if steps < 1:
+            raise ValueError(f"--steps must be at least 1, got {steps}")
+        overrides += [f"autoencoder_steps={steps}", f"world_steps={steps}"]
+    chosen = choose_device(device)
+    dataset = Dataset(data, skip_bad=skip_bad)
+    run = open_run(out, preset, overrides, resume=resume, stage=stage, data=dataset)
+    result = run_stages(run, dataset, stage, chosen)
+    if json:
+        print_json({"run": str(out), **result, "seconds": round(time.perf_counter() - began, 1)})

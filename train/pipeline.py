@@ -1,0 +1,108 @@
+"""The stages of a run in order: autoencoder, latents, world model, export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from farworld.train.autoencoder import STAGE as AUTOENCODER_STAGE
+from farworld.train.autoencoder import STATISTICS, load_autoencoder, train_autoencoder
+from farworld.train.config import TrainConfig, override, preset
+from farworld.train.export import draw_samples, export_world
+from farworld.train.latents import cache_latents
+from farworld.train.run import Run
+from farworld.train.world import STAGE as WORLD_STAGE
+from farworld.train.world import split_episodes, train_world
+
+from farworld.dataset import Dataset
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name; auto is CUDA, then MPS, then the CPU.
+
+    Raises:
+        ValueError: the machine has no such device.
+    """
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
+    if not available.get(name, False):
+        usable = ", ".join(kind for kind, here in available.items() if here)
+        raise ValueError(f"there is no {name} device here; available: {usable}")
+    return torch.device(name)
+
+
+def open_run(
+    path: Path, preset_name: str | None, overrides: list[str], *, resume: bool, stage: str, data: Dataset
+) -> Run:
+    """Begin a run, or go on with one.
+
+    Raises:
+        ValueError: the folder holds a run of this stage and `resume` is off, there is no preset to begin with,
+            or the data does not fit.
+    """
+    stored = Run.stored_config(path)
+    if stored is not None and not resume and (begun := _begun_stages(path, stage)):
+        raise ValueError(f"{path} already holds a run ({begun}); go on with --resume, or choose another --out")
+    if stored is not None:
+        if preset_name not in (None, stored.preset):
+            raise ValueError(f"{path} was begun with --preset {stored.preset}, not {preset_name}; choose another --out")
+        config = override(stored, overrides)
+    elif preset_name is None:
+        raise ValueError("a new run needs --preset: maze-xs, maze-s, voxel-xs or voxel-s")
+    else:
+        config = preset(preset_name, overrides)
+    _check_data(data, config)
+    return Run(path, config)
+
+
+def _begun_stages(path: Path, stage: str) -> str:
+    """Names of files that say that a stage has begun, of all stages or of one."""
+    names = ("autoencoder", "latents", "world") if stage == "all" else (stage,)
+    found = [file.name for name in names for file in sorted((path / "checkpoints").glob(f"{name}-*.pt"))]
+    if "latents" in names and stage != "all" and (path / "latents" / "progress.json").is_file():
+        found.append("latents/progress.json")
+    return ", ".join(found)
+
+
+def _check_data(data: Dataset, config: TrainConfig) -> None:
+    spec = data.spec
+    if len(data) == 0:
+        raise ValueError("the dataset has no episodes; record some with `farworld record`")
+    if (spec.height, spec.width) != (config.frame_size, config.frame_size):
+        raise ValueError(
+            f"the preset {config.preset} is for frames of {config.frame_size}×{config.frame_size}, the dataset has "
+            f"{spec.height}×{spec.width}; choose another preset, or record with --size {config.frame_size}"
+        )
+    longest = max(data.num_frames(i) for i in range(len(data)))
+    if longest < 2:
+        raise ValueError("no episode of the dataset has two frames or more")
+
+
+def run_stages(run: Run, data: Dataset, stage: str, device: torch.device) -> dict:
+    """Run one stage, or all; what is finished already is not done again.
+
+    Returns:
+        JSON-ready: the stages' steps, and after the world stage the world's path and held-out scores.
+    """
+    train_episodes, held_out = split_episodes(len(data), run.config.held_out_fraction)
+    result: dict = {"stage": stage, "device": str(device)}
+    if stage in ("autoencoder", "all"):
+        train_autoencoder(run, data, train_episodes, held_out, device)
+    autoencoder = load_autoencoder(run).to(device)
+    statistics = run.load_checkpoint(STATISTICS)
+    assert statistics is not None
+    result[f"{AUTOENCODER_STAGE}_steps"] = statistics["step"]
+    if stage == "autoencoder":
+        return result
+    latents = cache_latents(run, autoencoder, data, device)
+    result["cached_frames"] = len(latents.latents)
+    if stage == "latents":
+        return result
+
+    def sample(transformer, step: int) -> None:
+        draw_samples(run, data, held_out, transformer, autoencoder, step)
+
+    state = train_world(run, latents, data, train_episodes, device, sample)
+    scores = export_world(run, data, held_out, state, autoencoder, statistics)
+    return {**result, f"{WORLD_STAGE}_steps": state.step, "world": str(run.world), **scores}
