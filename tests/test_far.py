@@ -1,0 +1,230 @@
+"""FAR: what tokens see, and that the cache changes what a frame costs, never what it shows."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from farworld.actions import Action, ActionVocabulary
+from farworld.models import flow
+from farworld.models.autoencoder import AutoencoderConfig
+from farworld.models.far import (
+    CLEAN_SHORT_TERM,
+    FAR,
+    QKV,
+    TIMESTEP_SCALE,
+    ClipAttention,
+    FARConfig,
+    rope_table,
+    rotate,
+    visible,
+)
+from farworld.models.kv_cache import KVCache
+from farworld.rollout import Rollout
+from farworld.world_model import WorldConfig, WorldModel
+
+WINDOW = 3
+VOCABULARY = ActionVocabulary((Action(name="noop"), Action(name="left", keys=("left",)), Action(name="up", keys=("up",))))
+
+
+def randomise(module: torch.nn.Module, seed: int = 0) -> None:
+    """Weights that leave no part of a model idle; the usual start has zero gates and a zero head."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        scale = 1.0 if parameter.ndim < 2 else parameter.shape[-1] ** -0.5
+        offset = 1.0 if "norm" in name else 0.0
+        parameter.data = offset + 0.3 * scale * torch.randn(parameter.shape, generator=generator)
+
+
+@pytest.fixture(scope="module")
+def world() -> WorldModel:
+    config = WorldConfig(
+        name="tiny",
+        model=FARConfig(
+            latent_channels=4, latent_height=4, latent_width=4, num_actions=3, num_layers=3, num_heads=2,
+            head_size=16, patch_size=1, context_patch_size=2, short_term_frames=WINDOW,
+        ),
+        autoencoder=AutoencoderConfig(latent_channels=4, widths=(8, 8), encoder_blocks=(1, 0), decoder_blocks=(0, 1)),
+        vocabulary=VOCABULARY, frame_height=16, frame_width=16, frames_per_second=10.0, context_frames=12,
+    )  # fmt: skip
+    model = WorldModel(config)
+    randomise(model.transformer)
+    return model.eval().requires_grad_(False)
+
+
+def clip(num_frames: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(num_frames)
+    frames = torch.randint(0, 256, (batch, num_frames, 16, 16, 3), generator=generator, dtype=torch.uint8)
+    return frames, torch.randint(0, 3, (batch, num_frames), generator=generator)
+
+
+def uncached_next(world: WorldModel, latents: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor, num_steps: int):
+    """The next latents by whole-clip forwards: every past frame fine and clean, the last one denoised."""
+    x, window = noise, world.config.model.short_term_frames
+    times = flow.euler_timesteps(num_steps)
+    num_frames = latents.shape[1] + 1
+    produced_by = torch.cat([torch.full_like(actions[:, :1], world.config.model.null_action), actions], dim=1)
+    for now, then in zip(times, times[1:], strict=False):
+        fine = torch.cat([latents, x[:, None]], dim=1)
+        timestep = torch.full(fine.shape[:2], CLEAN_SHORT_TERM)
+        timestep[:, -1] = now * TIMESTEP_SCALE
+        context = latents[:, : num_frames - window] if num_frames > window else None
+        x = flow.euler_step(x, world.transformer(fine, timestep, produced_by, context)[:, -1], now, then)
+    return x
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 7, 11])  # around the 3-frame window, and well past it
+def test_cached_rollout_equals_uncached_rollout(world, num_frames):
+    """Ten frames through ring caches are those of the sliding model run on the whole clip each time."""
+    frames, actions = clip(num_frames + 3)
+    rollout = Rollout(world, batch_size=2, num_steps=2, context_frames=32)
+    rollout.prime(frames[:, :num_frames], actions[:, : num_frames - 1], seed=5)
+    latents = world.encode(frames[:, :num_frames])
+    for step in range(3):
+        action = actions[:, num_frames - 1 + step]
+        noise = rollout._noise(num_frames + step)
+        expected = uncached_next(world, latents, actions[:, : num_frames + step], noise, num_steps=2)
+        torch.testing.assert_close(rollout.step_latents(action), expected, atol=2e-5, rtol=1e-4)
+        latents = torch.cat([latents, expected[:, None]], dim=1)
+
+
+def test_the_rings_forget_what_is_older_than_the_context(world):
+    """Two pasts that differ only before the context give the same next frame in a model of one layer's reach."""
+    rollout = Rollout(world, num_steps=1, context_frames=WINDOW)
+    frames, actions = clip(12, batch=1)
+    other = frames.clone()
+    other[:, 0] = 255 - other[:, 0]
+    results = []
+    for start in (frames, other):
+        rollout.prime(start, actions[:, :11], seed=1)
+        results.append(rollout.step_latents(1))
+    # Each of 3 layers looks 2 frames further back: frame 0 is out of reach of frame 12 through any path.
+    assert torch.equal(*results)
+
+
+def test_grouped_clip_attention_equals_one_dense_mask():
+    """Working in groups of frames only saves time."""
+    generator = torch.Generator().manual_seed(0)
+    fine_frame = torch.arange(5, 14).repeat_interleave(3)
+    coarse_frame = torch.arange(0, 11).repeat_interleave(2)
+    tokens = [QKV(*torch.randn(3, 2, 2, len(f), 8, generator=generator).unbind(0)) for f in (fine_frame, coarse_frame)]
+    attend = ClipAttention(window=4, fine_frame=fine_frame, coarse_frame=coarse_frame, group_frames=4)
+    fine_out, _ = attend(0, tokens[0], tokens[1])
+    is_fine = torch.tensor([False] * len(coarse_frame) + [True] * len(fine_frame))
+    key_frame = torch.cat([coarse_frame, fine_frame])
+    mask = visible(fine_frame, key_frame, is_fine, window=4, first_fine=5)
+    k, v = torch.cat([tokens[1].k, tokens[0].k], dim=2), torch.cat([tokens[1].v, tokens[0].v], dim=2)
+    torch.testing.assert_close(fine_out, F.scaled_dot_product_attention(tokens[0].q, k, v, attn_mask=mask))
+
+
+def test_every_past_frame_is_seen_either_fine_or_coarse():
+    """No gap and no overlap between the two windows, in the sliding and in the anchored layout."""
+    frames = torch.arange(10)
+    key_frame = torch.cat([frames, frames])
+    is_fine = torch.arange(20) >= 10
+    for first_fine in (0, 6):
+        mask = visible(frames[first_fine:], key_frame, is_fine, window=4, first_fine=first_fine)
+        coarse, fine = mask[:, :10], mask[:, 10:]
+        for row, query in enumerate(range(first_fine, 10)):
+            seen = coarse[row].int() + fine[row].int()
+            assert seen.tolist() == [1] * (query + 1) + [0] * (9 - query)
+            assert fine[row].sum() == min(4, query - first_fine + 1)
+
+
+def test_rope_depends_on_distance_only():
+    """Attention scores far along a stream are those at its start: streams may run for ever."""
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(2, 1, 1, 4, 16, generator=generator).unbind(0)
+    scores = []
+    for start in (0, 1_000_000):
+        table = [rope_table(torch.tensor([start + i]), 2, 2, 1, 16) for i in (0, 3)]
+        scores.append(rotate(q, table[1]) @ rotate(k, table[0]).transpose(-1, -2))
+    torch.testing.assert_close(*scores, atol=1e-4, rtol=1e-4)
+
+
+def test_a_frame_depends_on_its_own_action_and_not_on_later_ones(world):
+    """The action that produced a frame conditions that frame; earlier frames never see it."""
+    frames, actions = clip(6)
+    latents = world.encode(frames)
+    timestep = torch.full((2, 6), 500.0)
+    changed = actions.clone()
+    changed[:, 4] = (changed[:, 4] + 1) % 3
+    first, second = (world.transformer(latents, timestep, a, latents[:, :3]) for a in (actions, changed))
+    assert torch.equal(first[:, :4], second[:, :4])
+    assert (first[:, 4:] - second[:, 4:]).abs().amax(dim=(0, 2, 3, 4)).min() > 1e-4
+
+
+def test_same_seed_and_actions_give_the_same_frames_and_another_seed_others(world):
+    frames, actions = clip(4, batch=1)
+    runs = []
+    for seed in (1, 1, 2):
+        rollout = Rollout(world)
+        rollout.prime(frames, actions[:, :3], seed=seed)
+        runs.append(torch.stack([rollout.step_latents(a) for a in (0, 1, 2, 2, 1)]))
+    assert torch.equal(runs[0], runs[1])
+    assert not torch.allclose(runs[0], runs[2])
+
+
+def test_snapshot_and_restore_continue_alike(world):
+    frames, actions = clip(5, batch=1)
+    rollout = Rollout(world)
+    rollout.prime(frames, actions[:, :4], seed=3)
+    rollout.step(1)
+    snapshot = rollout.snapshot()
+    first = [rollout.step(a) for a in (2, 0, 1, 1, 2, 0)]
+    rollout.restore(snapshot)
+    second = [rollout.step(a) for a in (2, 0, 1, 1, 2, 0)]
+    assert all((a == b).all() for a, b in zip(first, second, strict=True))
+
+
+def test_guidance_mixes_conditional_and_null_predictions(world):
+    """Guided velocity is null + scale · (conditional − null), so scale 1 is the plain one."""
+    frames, actions = clip(4, batch=1)
+    outputs = []
+    for scale in (1.0, 1.0 + 1e-6, 3.0):
+        rollout = Rollout(world, num_steps=1, guidance_scale=scale)
+        rollout.prime(frames, actions[:, :3])
+        outputs.append(rollout.step_latents(2))
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-4, rtol=1e-4)
+    assert (outputs[0] - outputs[2]).abs().max() > 1e-3
+
+
+def test_the_cache_has_one_size_for_ever(world):
+    cache = KVCache(world.config.model, batch_size=1, long_term_frames=9)
+    # 9 coarse frames of 4 tokens, 3 fine and 1 scratch frame of 16 tokens; keys and values, 3 layers, 32 wide, float32
+    assert cache.num_bytes == 2 * 3 * (9 * 4 + 4 * 16) * 32 * 4
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [(3, r"\[0, 2\]"), (-1, r"\[0, 2\]"), (1.5, "integers"), (torch.tensor([0, 1]), "shape")],
+)
+def test_an_action_outside_the_vocabulary_is_an_error_that_names_the_range(world, action, message):
+    frames, actions = clip(2, batch=1)
+    rollout = Rollout(world)
+    rollout.prime(frames, actions[:, :1])
+    with pytest.raises(ValueError, match=message):
+        rollout.step(action)
+
+
+def test_misuse_is_said_in_one_line(world):
+    with pytest.raises(ValueError, match="prime"):
+        Rollout(world).step(0)
+    with pytest.raises(ValueError, match="short-term window of 3"):
+        Rollout(world, context_frames=2)
+    with pytest.raises(ValueError, match="at least 1"):
+        Rollout(world, num_steps=0)
+    with pytest.raises(ValueError, match="uint8"):
+        Rollout(world).prime(torch.zeros(1, 2, 8, 8, 3), torch.zeros(1, 1, dtype=torch.int64))
+    with pytest.raises(ValueError, match="must divide"):
+        FARConfig(
+            latent_channels=4, latent_height=6, latent_width=6, num_actions=1, num_layers=1, num_heads=1,
+            context_patch_size=4,
+        )  # fmt: skip
+
+
+def test_a_fresh_model_predicts_zero_velocity():
+    """The zero-initialised head makes the first loss that of predicting nothing."""
+    config = FARConfig(latent_channels=4, latent_height=4, latent_width=4, num_actions=2, num_layers=1, num_heads=1)
+    model = FAR(config)
+    velocity = model(torch.randn(1, 2, 4, 4, 4), torch.full((1, 2), 300.0), torch.zeros(1, 2, dtype=torch.int64), None)
+    assert velocity.abs().max() == 0
