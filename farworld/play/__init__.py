@@ -1,1 +1,1 @@
-"""Interactive player: window, keys, head-up display, headless scripts."""
+"""The player: a learned world under the keyboard, in a window or headless."""

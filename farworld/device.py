@@ -1,0 +1,47 @@
+"""Where a world runs: the device of a name, and what the machine is called."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+DeviceName = Literal["auto", "cpu", "cuda", "mps"]
+
+
+def choose_device(name: DeviceName | str) -> torch.device:
+    """The device of a name; auto is CUDA, else MPS, else the CPU.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    available = [
+        kind
+        for kind, there in (
+            ("cuda", torch.cuda.is_available()),
+            ("mps", torch.backends.mps.is_available()),
+            ("cpu", True),
+        )
+        if there
+    ]
+    if name == "auto":
+        return torch.device(available[0])
+    if name.partition(":")[0] not in available:
+        raise ValueError(f"there is no device {name!r} here; there is {', '.join(available)}")
+    return torch.device(name)
+
+
+def describe_hardware(device: torch.device) -> str:
+    """The name of the GPU, or the name of the CPU with its cores and the threads that torch uses."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    kind = "GPU of " if device.type == "mps" else ""
+    return f"{kind}{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"

@@ -1,0 +1,376 @@
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import av
+import numpy as np
+import pytest
+
+os.environ["SDL_VIDEODRIVER"] = "dummy"
+
+import pygame
+
+from farworld.actions import Action, ActionVocabulary
+from farworld.checkpoint import Context
+from farworld.cli import app
+from farworld.play.hud import BAR_HEIGHT
+from farworld.play.keys import Keys
+from farworld.play.player import Player, open_player
+from farworld.play.script import Script, parse_script
+from farworld.play.window import Window
+
+ROOT = Path(__file__).resolve().parent.parent
+SIDE = 16
+VOCABULARY = ActionVocabulary(
+    (
+        Action(name="noop"),
+        Action(name="forward", keys=("up",)),
+        Action(name="turn_left", keys=("left",)),
+        Action(name="turn_right", keys=("right",)),
+        Action(name="forward_left", keys=("up", "left")),
+        Action(name="jump", keys=("space",)),
+    )
+)
+NOOP, FORWARD, LEFT, RIGHT, FORWARD_LEFT, JUMP = range(6)
+WITHOUT_NOOP = ActionVocabulary(VOCABULARY.actions[1:])
+CODES = {"up": pygame.K_UP, "left": pygame.K_LEFT, "right": pygame.K_RIGHT, "space": pygame.K_SPACE}
+
+
+class LastActionRollout:
+    """A world whose next frame shows the last action and nothing else."""
+
+    num_steps = 1
+    context_frames = 8
+    context_in_use = 1
+
+    def __init__(self, on_step=lambda: None):
+        self.actions = []
+        self.on_step = on_step
+
+    def prime(self, frames, actions, seed=0):
+        """Start again."""
+        self.actions.clear()
+
+    def step(self, action):
+        """The next frame."""
+        self.actions.append(action)
+        self.on_step()
+        return shows(action)[None]
+
+
+def shows(action):
+    """The frame that an action produces."""
+    return np.full((SIDE, SIDE, 3), 40 * (action + 1), np.uint8)
+
+
+def make_player(vocabulary=VOCABULARY, *, frames_per_second=50.0, num_starts=3, rollout=None):
+    start = Context(np.zeros((1, SIDE, SIDE, 3), np.uint8), np.zeros(0, np.int64))
+    config = SimpleNamespace(
+        name="last action", vocabulary=vocabulary, frame_height=SIDE, frame_width=SIDE,
+        frames_per_second=frames_per_second,
+    )  # fmt: skip
+    world = SimpleNamespace(config=config, contexts=[start] * num_starts, path=Path("last-action"))
+    return Player(world, rollout or LastActionRollout())
+
+
+@pytest.fixture
+def window():
+    with Window(make_player(), size=64) as window:
+        yield window
+
+
+def post(*keys, up=False):
+    for key in keys:
+        code = CODES.get(key) or pygame.key.key_code(key)
+        pygame.event.post(pygame.event.Event(pygame.KEYUP if up else pygame.KEYDOWN, key=code))
+
+
+def next_action(window):
+    """Handle events and show a frame, as the loop does; the action that the picture on the screen shows."""
+    window.handle_events()
+    window.show_next_frame()
+    return window._screen.get_at((window._screen.get_width() // 2, 20)).r // 40 - 1
+
+
+def test_the_key_pressed_while_a_frame_shows_decides_the_next_frame():
+    """The field's commonest mistake is a lag of one frame more."""
+    player = make_player()
+    pressed = ["up", None, "left", "right", "right", None, "up"]
+    wanted = [FORWARD, NOOP, LEFT, RIGHT, RIGHT, NOOP, FORWARD]
+    for key, action in zip(pressed, wanted, strict=True):
+        player.keys.hold([key] if key else [])
+        player.tick()
+        assert np.array_equal(player.frame, shows(action))
+
+
+def test_a_key_event_reaches_the_screen_with_the_next_frame(window):
+    """The same through pygame: event in, pixels out."""
+    assert next_action(window) == NOOP
+    post("left")
+    assert next_action(window) == LEFT
+    assert next_action(window) == LEFT
+    post("left", up=True)
+    post("right")
+    assert next_action(window) == RIGHT
+    post("right", up=True)
+    assert next_action(window) == NOOP
+
+
+def test_a_tap_between_two_frames_counts_for_one(window):
+    post("left")
+    post("left", up=True)
+    assert [next_action(window) for _ in range(2)] == [LEFT, NOOP]
+
+
+def test_two_taps_between_two_frames_both_count_in_order(window):
+    post("right")
+    post("right", up=True)
+    post("space")
+    post("space", up=True)
+    assert [next_action(window) for _ in range(3)] == [RIGHT, JUMP, NOOP]
+
+
+def test_the_newest_key_rules_over_a_held_one():
+    """Who walks and presses the jump key jumps, though walking has the lower index."""
+    keys = Keys(VOCABULARY)
+    keys.press("up")
+    assert keys.take_action() == FORWARD
+    keys.press("space")
+    assert [keys.take_action() for _ in range(2)] == [JUMP, JUMP]
+    keys.release("space")
+    assert keys.take_action() == FORWARD
+    keys.press("left")
+    assert keys.take_action() == FORWARD_LEFT
+    keys.press("right")
+    assert keys.take_action() == RIGHT
+
+
+def test_keys_of_no_action_are_ignored_and_do_not_come_back():
+    keys = Keys(ActionVocabulary((Action(name="idle"), Action(name="run", keys=("up", "left")))))
+    keys.press("f12")
+    keys.press("left")
+    keys.release("left")
+    assert keys.take_action() == 0
+    keys.press("up")
+    assert keys.take_action() == 0
+
+
+def test_a_world_without_idle_action_holds_still_while_nothing_is_pressed():
+    player = make_player(WITHOUT_NOOP)
+    assert not player.tick()
+    assert player.rollout.actions == [] and player.num_frames == 0 and player.held_still == 1
+    player.keys.press("up")
+    assert player.tick()
+    before = player.frame
+    player.keys.release("up")
+    assert not player.tick()
+    assert player.frame is before and player.action_name == "holding still"
+
+
+def test_losing_the_focus_releases_the_keys(window):
+    post("up")
+    assert next_action(window) == FORWARD
+    pygame.event.post(pygame.event.Event(pygame.WINDOWFOCUSLOST))
+    assert next_action(window) == NOOP
+
+
+def test_pause_stops_the_world_and_n_makes_one_step(window):
+    post("p")
+    window.handle_events()
+    assert window.paused
+    post("left")
+    post("left", up=True)
+    post("up")
+    post("n")
+    window.handle_events()
+    assert window.player.rollout.actions == [FORWARD]
+    post("p")
+    window.handle_events()
+    post("n")
+    window.handle_events()
+    assert not window.paused and window.player.rollout.actions == [FORWARD]
+
+
+def test_reset_tab_hide_and_help_keys(window):
+    next_action(window)
+    post("r")
+    window.handle_events()
+    assert window.player.num_frames == 0
+    post("tab", "h", "f1")
+    window.handle_events()
+    window.draw()
+    assert (window.player.start, window.show_hud, window.show_help) == (1, False, True)
+    post("tab", "tab")
+    window.handle_events()
+    assert window.player.start == 0
+
+
+@pytest.mark.parametrize("key", ["escape", "q"])
+def test_escape_and_q_quit(window, key):
+    post(key)
+    window.run()
+    assert window.player.num_frames == 0
+
+
+def test_a_key_that_the_world_uses_belongs_to_the_world():
+    vocabulary = ActionVocabulary((Action(name="noop"), Action(name="quaff", keys=("q",))))
+    with Window(make_player(vocabulary), size=64) as window:
+        post("q")
+        assert next_action(window) == 1 and window.running
+        assert ("escape", "quit") in window._help_rows()
+
+
+def test_the_window_keeps_the_pace_of_the_world():
+    """Never faster; and a frame that took too long is not made up for by a burst."""
+    times = []
+
+    def on_step():
+        times.append(time.perf_counter())
+        if len(times) == 3:
+            time.sleep(0.2)
+        if len(times) == 6:
+            pygame.event.post(pygame.event.Event(pygame.QUIT))
+
+    rollout = LastActionRollout(on_step)
+    with Window(make_player(frames_per_second=40.0, rollout=rollout), size=64) as window:
+        times.append(time.perf_counter())
+        window.run()
+    assert len(rollout.actions) == 5
+    assert times[-1] - times[0] >= 3 / 40 + 0.2
+    assert times[4] - times[3] >= 0.5 / 40 and times[5] - times[4] >= 0.5 / 40
+
+
+@pytest.mark.parametrize("size", [(16, 16 + BAR_HEIGHT), (100, 90), (333, 201), (20, 12)])
+def test_the_picture_is_enlarged_by_a_whole_number_in_any_window(window, size):
+    """Pixels stay square, and neither the bar nor the help page fails in a window too small for them."""
+    window._screen = pygame.display.set_mode(size, pygame.RESIZABLE)
+    frame = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+    window.player.frame = frame
+    window.draw()
+    room = size[1] - BAR_HEIGHT
+    scale = max(1, min(size[0] // SIDE, room // SIDE))
+    if room >= SIDE:
+        left, top = (size[0] - SIDE * scale) // 2, (room - SIDE * scale) // 2
+        shown = pygame.surfarray.array3d(window._screen).swapaxes(0, 1)
+        assert np.array_equal(
+            shown[top : top + SIDE * scale, left : left + SIDE * scale], frame.repeat(scale, 0).repeat(scale, 1)
+        )
+    window.show_help = True
+    window.draw()
+
+
+def test_a_script_presses_what_it_says_and_nothing_after_its_end():
+    script = parse_script("# a comment\nup x2\n\nup+left\n- x 1  # rest\naction:turn_right x2\n", VOCABULARY)
+    player = make_player()
+    from farworld.play.headless import play_script
+
+    assert script.num_frames == 6
+    play_script(player, script, 8)
+    assert player.rollout.actions == [FORWARD, FORWARD, FORWARD_LEFT, NOOP, RIGHT, RIGHT, NOOP, NOOP]
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("up\nupp x2", "line 2: unknown key 'upp'.*up, left, right, space"),
+        ("up x0", "line 1: a count must be 1 or more"),
+        ("\n\naction:fly", "line 3: unknown action 'fly'"),
+        ("up left", "line 1: unknown key 'up left'"),
+        ("x3", "line 1: unknown key 'x3'"),
+    ],
+)
+def test_a_wrong_line_of_a_script_is_named(text, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        parse_script(text, VOCABULARY)
+
+
+def test_an_empty_script_lasts_no_frames():
+    assert parse_script("# nothing\n", VOCABULARY) == Script()
+
+
+def test_same_start_seed_and_keys_give_the_same_frames(tiny_world_path):
+    """Also after a reset, and past the length of the context."""
+
+    def play(player):
+        frames = []
+        for i in range(15):
+            player.keys.hold([["up"], ["left"], []][i % 3])
+            player.tick()
+            frames.append(player.frame)
+        return np.stack(frames)
+
+    player = open_player(tiny_world_path, seed=3, start=1, device="cpu")
+    first = play(player)
+    player.reset()
+    assert np.array_equal(play(player), first)
+    assert np.array_equal(play(open_player(tiny_world_path, seed=3, start=1, device="cpu")), first)
+    assert not np.array_equal(play(open_player(tiny_world_path, seed=4, start=1, device="cpu")), first)
+
+
+def test_a_start_that_is_not_there_is_an_error(tiny_world_path):
+    with pytest.raises(ValueError, match=r"start must be in \[0, 1\], got 2"):
+        open_player(tiny_world_path, start=2, device="cpu")
+
+
+def test_headless_play_prints_one_json_object_and_writes_the_video(tiny_world_path, tmp_path, capfd):
+    (tmp_path / "keys.txt").write_text("up x4\nup+left x2\n")
+    arguments = ["play", "--ckpt", tiny_world_path, "--headless", "--script", tmp_path / "keys.txt", "--frames", "9",
+                 "--save", tmp_path / "out.mp4", "--seed", "7", "--device", "cpu", "--json"]  # fmt: skip
+    app([str(argument) for argument in arguments], result_action="return_value")
+    report = json.loads(capfd.readouterr().out)
+    assert report["frames"] == 9 and report["seed"] == 7 and report["steps"] == 1 and report["context_frames"] == 12
+    assert report["actions"] == {"noop": 3, "forward": 4, "turn_left": 0, "turn_right": 0, "forward_left": 2}
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        pictures = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        assert container.streams.video[0].average_rate == 20
+    assert len(pictures) == 9 and min(pictures[0].shape[:2]) == 256
+
+
+def test_the_video_of_a_window_holds_every_frame_that_was_shown(tmp_path):
+    from farworld.play.headless import open_video
+
+    player = make_player()
+    with open_video(tmp_path / "out.mp4", player) as video, Window(player, size=64, video=video) as window:
+        post("left")
+        shown = [next_action(window) for _ in range(5)]
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        levels = [frame.to_ndarray(format="rgb24")[128, 128, 0] for frame in container.decode(video=0)]
+    assert [round(level / 40) - 1 for level in levels] == shown == [LEFT] * 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--headless"], "--headless needs --script"),
+        (["--script", "keys.txt"], "go with --headless"),
+        (["--headless", "--frames", "0"], "--frames must be 1 or more, got 0"),
+        (["--headless", "--frames", "3", "--save", "out.gif"], "ends in .mp4, got out.gif"),
+        (["--headless", "--script", "nowhere.txt"], "no script .*nowhere.txt"),
+    ],
+)
+def test_a_wrong_option_is_an_error_that_says_what_to_do(tiny_world_path, arguments, complaint):
+    with pytest.raises((ValueError, FileNotFoundError), match=complaint):
+        app(["play", "--ckpt", str(tiny_world_path), "--device", "cpu", *arguments], result_action="return_value")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems always have a display")
+def test_without_a_display_one_line_names_headless(tiny_world_path):
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    result = subprocess.run(
+        [sys.executable, "-m", "farworld", "play", "--ckpt", str(tiny_world_path)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert result.returncode == 2 and result.stdout == ""
+    assert result.stderr.count("\n") == 1 and "no display" in result.stderr and "--headless" in result.stderr
+
+
+def test_help_describes_the_script(capsys):
+    app(["play", "--help"], result_action="return_value")
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for part in ("up x10", "up+left x3", "- x5", "action:forward x4"):
+        assert part in text
