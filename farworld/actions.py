@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ACTION_TIMING = "after_frame"  # action t is taken after seeing frame t and produces frame t + 1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Action:
@@ -50,7 +52,7 @@ class ActionVocabulary:
 
         Ties go to the lower index. With no match the result is the noop, or None without one.
         """
-        matches = [i for i, action in enumerate(self.actions) if action.keys and set(action.keys) <= set(held)]
+        matches = [i for i, action in enumerate(self.actions) if action.keys and set(held).issuperset(action.keys)]
         return max(matches, key=lambda i: (len(self.actions[i].keys), -i)) if matches else self.noop
 
     def check(self, action: object) -> int:

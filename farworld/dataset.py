@@ -25,9 +25,8 @@ import numpy as np
 import zstandard
 
 from farworld import __version__
-from farworld.actions import ActionVocabulary
+from farworld.actions import ACTION_TIMING, ActionVocabulary
 
-ACTION_TIMING = "after_frame"  # action t is taken after seeing frame t and produces frame t + 1
 CHUNK_FRAMES = 16  # frames behind one zstd member: a random clip of 16 frames touches two of them at most
 DATASET_FORMAT = "farworld-dataset"
 EPISODE_FORMAT = "farworld-episode"

@@ -7,11 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from farworld.actions import ActionVocabulary
+from farworld.actions import ACTION_TIMING, ActionVocabulary
 from farworld.models.autoencoder import Autoencoder, AutoencoderConfig
 from farworld.models.far import FAR, FARConfig
-
-ACTION_TIMING = "after_frame"  # action t is taken after seeing frame t and produces frame t + 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

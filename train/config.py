@@ -34,6 +34,7 @@ class TrainConfig:
     # World model (FAR-Long)
     num_layers: int
     num_heads: int
+    head_size: int = 64
     patch_size: int
     context_patch_size: int
     short_term_frames: int
@@ -101,6 +102,7 @@ class TrainConfig:
             num_actions=num_actions,
             num_layers=self.num_layers,
             num_heads=self.num_heads,
+            head_size=self.head_size,
             patch_size=self.patch_size,
             context_patch_size=self.context_patch_size,
             short_term_frames=self.short_term_frames,
@@ -115,8 +117,9 @@ _MAZE = TrainConfig(
     encoder_blocks=(1, 1, 1),
     decoder_blocks=(1, 2, 2),
     autoencoder_steps=4000,
-    num_layers=6,
-    num_heads=4,
+    num_layers=7,
+    num_heads=6,
+    head_size=32,
     patch_size=2,
     context_patch_size=4,
     short_term_frames=8,
@@ -142,7 +145,7 @@ _VOXEL = TrainConfig(
 PRESETS: dict[str, TrainConfig] = {
     "maze-xs": dataclasses.replace(
         _MAZE, preset="maze-xs", autoencoder_widths=(32, 64, 128), decoder_blocks=(1, 1, 1), autoencoder_steps=1000,
-        num_layers=4, num_heads=2, world_steps=1000, max_clip_frames=64,
+        num_layers=4, num_heads=4, world_steps=1000, max_clip_frames=64,
     ),
     "maze-s": _MAZE,
     "voxel-xs": dataclasses.replace(

@@ -1,6 +1,6 @@
 """A training run on disk, and the loop that both training stages share.
 
-A run folder holds `config.json`, `checkpoints/`, `latents/`, `logs/` (TensorBoard), `samples/` and, at the
+A run folder holds `run.json` (its config), `checkpoints/`, `latents/`, `logs/` (TensorBoard), `samples/` and, at the
 end, `world/`. Everything random in a step is keyed by (seed, stage, step), so that an interrupted run goes on
 as if nothing had happened.
 """
@@ -26,6 +26,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from farworld.console import progress_bar
 
+CONFIG_FILE = "run.json"  # not config.json, which is a world's
 KEPT_CHECKPOINTS = 2
 
 
@@ -42,12 +43,12 @@ class Run:
         self.world = path / "world"
         for folder in (self.checkpoints, self.latents, self.logs, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
-        write_json(path / "config.json", to_json(config))
+        write_json(path / CONFIG_FILE, to_json(config))
 
     @staticmethod
     def stored_config(path: Path) -> TrainConfig | None:
         """The config of a run begun before, or None."""
-        file = path / "config.json"
+        file = path / CONFIG_FILE
         return from_json(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
 
     def checkpoint_files(self, stage: str) -> list[Path]:

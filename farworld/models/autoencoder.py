@@ -62,8 +62,9 @@ class ChannelRMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise; contiguous in channels-last memory."""
-        normed = F.rms_norm(x.permute(0, 2, 3, 1), self.weight.shape, self.weight, eps=1e-5) + self.bias
-        return normed.permute(0, 3, 1, 2)
+        # In x's own dtype: mixed ones miss the fused kernel.
+        weight, bias = self.weight.to(x.dtype), self.bias.to(x.dtype)
+        return (F.rms_norm(x.permute(0, 2, 3, 1), weight.shape, weight, eps=1e-5) + bias).permute(0, 3, 1, 2)
 
 
 class ResBlock(nn.Module):

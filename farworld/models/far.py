@@ -55,8 +55,8 @@ class FARConfig:
                 raise ValueError(
                     f"{name} must divide the latent size {self.latent_height}×{self.latent_width}, got {patch}"
                 )
-        if self.head_size % 8:
-            raise ValueError(f"head_size must be a multiple of 8 for 3-D RoPE, got {self.head_size}")
+        if self.head_size % 16:
+            raise ValueError(f"head_size must be a multiple of 16 for 3-D RoPE, got {self.head_size}")
         if self.short_term_frames < 2:
             raise ValueError(f"short_term_frames must be at least 2, got {self.short_term_frames}")
 
@@ -249,7 +249,7 @@ class StreamAttention(nn.Module):
     def project(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> QKV:
         """(B, F, P, D) to rotated queries and keys, and values."""
         q, k, v = rearrange(self.qkv(x), "b f p (s a k) -> s b a (f p) k", s=3, k=self.head_size)
-        return QKV(rotate(self.norm_q(q), rope), rotate(self.norm_k(k), rope), v)
+        return QKV(rotate(_head_norm(q, self.norm_q), rope), rotate(_head_norm(k, self.norm_k), rope), v)
 
 
 class Block(nn.Module):
@@ -315,6 +315,11 @@ def _norm(x: Tensor) -> Tensor:
     return F.layer_norm(x, x.shape[-1:], eps=1e-6)
 
 
+def _head_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """RMS norm over each head's channels, in x's own dtype: mixed ones miss the fused kernel."""
+    return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
+
+
 def _merge_heads(x: Tensor, like: Tensor) -> Tensor:
     return rearrange(x, "b a (f p) k -> b f p (a k)", f=like.shape[1])
 
@@ -341,7 +346,8 @@ class FAR(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.normal_(self.action_embedding.weight, std=0.02)
+        # A quiet start hides the action behind the timestep: with 0.02 small models take many times longer to heed it.
+        nn.init.normal_(self.action_embedding.weight, std=0.5)
         nn.init.normal_(self.timestep_embedding.linear_1.weight, std=0.02)
         nn.init.normal_(self.timestep_embedding.linear_2.weight, std=0.02)
         for block in self.blocks:

@@ -1,0 +1,212 @@
+"""Training: stages, resume, export and the scores of a world that was really learned."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from farworld.actions import Action, ActionVocabulary
+from farworld.checkpoint import load_world
+from farworld.dataset import Dataset, DatasetSpec, Episode, create_or_open
+from farworld.train.config import PRESETS, override, preset
+from farworld.train.evaluate import one_step, psnr
+from farworld.train.pipeline import open_run, run_stages
+from farworld.train.run import Run, learning_rate_factor
+
+VOCABULARY = ActionVocabulary(
+    (Action(name="noop"), Action(name="left", keys=("left",)), Action(name="right", keys=("right",)))
+)
+SMALL = [
+    "frame_size=16", "latent_channels=8", "autoencoder_widths=(16,32)", "encoder_blocks=(0,1)", "decoder_blocks=(1,1)",
+    "num_layers=2", "num_heads=1", "patch_size=2", "context_patch_size=2", "short_term_frames=3", "fine_frames=6",
+    "max_clip_frames=12", "world_batch_size=4", "autoencoder_batch_size=16", "context_frames=8", "start_frames=3",
+    "num_contexts=2", "precision=float32", "warmup_steps=5", "checkpoint_every=5", "sample_every=1000",
+]  # fmt: skip
+
+
+def bar_episode(index: int, num_frames: int = 20) -> Episode:
+    """A bright bar on a dark ring; the action moves it four pixels left or right, or leaves it."""
+    rng = np.random.default_rng(index)
+    actions = rng.integers(0, 3, num_frames - 1)
+    shifts = np.array([0, -4, 4])[actions]
+    position = (4 * int(rng.integers(4)) + np.concatenate([[0], np.cumsum(shifts)])) % 16
+    frames = np.full((num_frames, 16, 16, 3), 30, np.uint8)
+    for t, x in enumerate(position):
+        frames[t, :, [x, (x + 1) % 16, (x + 2) % 16]] = (220, 160, 60)
+    return Episode(
+        frames=frames, actions=actions.astype(np.int64), rewards=np.zeros(num_frames - 1, np.float32),
+        terminated=False, truncated=True, seed=index, index=index,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bars(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("bars") / "data"
+    spec = DatasetSpec(env_id="bars", height=16, width=16, frames_per_second=10.0, action_vocabulary=VOCABULARY)
+    with create_or_open(path, spec) as writer:
+        for index in range(24):
+            writer.write(bar_episode(index))
+    return path
+
+
+def train(out: Path, data: Path, *settings: str, resume: bool = False, stage: str = "all") -> tuple[Run, dict]:
+    dataset = Dataset(data)
+    run = open_run(out, None if resume else "maze-xs", [*SMALL, *settings], resume=resume, stage=stage, data=dataset)
+    return run, run_stages(run, dataset, stage, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def learned(bars, tmp_path_factory) -> Path:
+    """A run that is trained long enough to know what the keys do."""
+    out = tmp_path_factory.mktemp("learned") / "run"
+    train(out, bars, "autoencoder_steps=150", "world_steps=400", "autoencoder_learning_rate=0.004", "learning_rate=0.003",
+          "ema_decay=0.98", "checkpoint_every=100", "world_batch_size=8", "max_clip_frames=8")  # fmt: skip
+    return out
+
+
+def test_a_trained_world_beats_copying_and_heeds_the_action(learned, bars):
+    """The bars that an issue sets for real worlds, on a world that is learned in seconds."""
+    world = load_world(learned).model  # a run folder is accepted wherever a checkpoint is
+    data = Dataset(bars)
+    scores = one_step(world, data, [22, 23])
+    shuffled = one_step(world, data, [22, 23], shuffle_actions=True)
+    assert scores["psnr"] > scores["copy_last_psnr"] + 3
+    assert scores["psnr"] > shuffled["psnr"] + 1
+    assert scores["episodes"] == 2 and scores["frames"] == 38 and scores["steps"] == world.config.num_steps
+    assert scores["idle_psnr"] > scores["copy_last_psnr"]
+
+
+def test_a_run_folder_holds_what_the_readme_says(learned):
+    for name in ("checkpoints", "logs", "samples", "world/model.safetensors", "world/autoencoder.safetensors",
+                 "world/contexts.safetensors", "world/config.json", "world/README.md", "run.json"):  # fmt: skip
+        assert (learned / name).exists(), name
+    assert list((learned / "logs").glob("events.*")) and list((learned / "samples").glob("world-*.png"))
+    config = json.loads((learned / "world" / "config.json").read_text())
+    assert config["action_timing"] == "after_frame" and config["training"]["config"]["world_steps"] == 400
+    card = (learned / "world" / "README.md").read_text()
+    assert "held-out episodes" in card and "maze-xs" in card
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(bars, tmp_path):
+    """Everything random in a step is keyed by the step: 6 + 4 steps equal 10."""
+    steps = ("autoencoder_steps=10", "world_steps=10", "checkpoint_every=3", "decay_fraction=0.3")
+    straight, _ = train(tmp_path / "straight", bars, *steps)
+
+    class Stop(KeyboardInterrupt):
+        pass
+
+    calls = 0
+    original = Run.save_checkpoint
+
+    def interrupted(run, stage, state):
+        nonlocal calls
+        path = original(run, stage, state)
+        calls += 1
+        if calls in (2, 7):  # once in each trained stage
+            raise Stop
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "save_checkpoint", interrupted)
+        for attempt in range(3):
+            try:
+                train(tmp_path / "broken", bars, *steps, resume=attempt > 0)
+                break
+            except Stop:
+                continue
+        else:
+            pytest.fail("the run was interrupted more often than it should")
+    weights = [torch.load(p / "checkpoints/world-00000010.pt") for p in (straight.path, tmp_path / "broken")]
+    for key in ("model", "average"):
+        for name, tensor in weights[0][key].items():
+            assert torch.equal(tensor, weights[1][key][name]), name
+
+
+def test_kill_minus_nine_and_resume_through_the_command(bars, tmp_path):
+    """The command line trains, dies at any moment, and goes on with --resume; JSON is the only stdout."""
+    command = [sys.executable, "-m", "farworld", "train", "--data", str(bars), "--out", str(tmp_path / "run"), "--json"]
+    new = [*command, "--preset", "maze-xs", "--steps", "40", "--set", *SMALL, "checkpoint_every=2"]
+    process = subprocess.Popen(new, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 90
+    while not list((tmp_path / "run" / "checkpoints").glob("autoencoder-*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL if os.name == "posix" else signal.SIGTERM)
+    process.communicate()
+
+    again = subprocess.run(new, capture_output=True, text=True)
+    assert again.returncode == 2 and "--resume" in again.stderr and "Traceback" not in again.stderr
+    resumed = subprocess.run([*command, "--resume", "--steps", "8"], capture_output=True, text=True)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.count("\n") == 1
+    result = json.loads(resumed.stdout)
+    assert result["world_steps"] == 8 and Path(result["world"]).is_dir() and result["psnr"] > 0
+
+
+def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_loudly(bars, tmp_path):
+    run, _ = train(tmp_path / "run", bars, "autoencoder_steps=10", "checkpoint_every=5", stage="autoencoder")
+    newest = run.checkpoint_files("autoencoder")[0]
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="going back to the one before"):
+        stored = run.load_checkpoint("autoencoder")
+    assert stored is not None and stored["step"] == 5
+
+
+def test_latents_are_cached_once_and_again_for_another_autoencoder(bars, tmp_path):
+    run, _ = train(tmp_path / "run", bars, "autoencoder_steps=2", stage="autoencoder")
+    _, result = train(run.path, bars, resume=True, stage="latents")
+    progress = json.loads((run.latents / "progress.json").read_text())
+    assert result["cached_frames"] == 24 * 20 and progress["episodes"] == 24
+    before = (run.latents / "latents.f16").stat().st_mtime_ns
+    train(run.path, bars, resume=True, stage="latents")
+    assert (run.latents / "latents.f16").stat().st_mtime_ns == before
+    for file in run.checkpoint_files("latent_statistics"):
+        file.unlink()
+    train(run.path, bars, "autoencoder_steps=4", resume=True, stage="autoencoder")
+    train(run.path, bars, resume=True, stage="latents")
+    assert json.loads((run.latents / "progress.json").read_text())["key"] != progress["key"]
+
+
+def test_learning_rate_warms_up_and_ends_at_zero():
+    config = override(PRESETS["maze-s"], ["warmup_steps=10", "decay_fraction=0.5"])
+    factors = [learning_rate_factor(step, 100, config) for step in range(101)]
+    assert factors[0] == pytest.approx(0.1) and max(factors) == 1.0 == factors[49] and factors[100] == 0.0
+    assert factors[75] == pytest.approx(0.5)
+
+
+def test_psnr_of_known_errors():
+    """An error of 16 grey levels everywhere is 20 · log10(255 / 16) = 24.05 dB."""
+    frames = torch.full((2, 16, 16, 3), 100, dtype=torch.uint8)
+    worse = frames.clone()
+    worse[0] += 16
+    assert psnr(worse, frames)[0].item() == pytest.approx(24.0485, abs=1e-3)
+    assert psnr(worse, frames)[1].item() == 100.0  # an exact frame, capped
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("maze-xxs", [], "did you mean maze-xs"),
+        ("maze-xs", ["checkpoint_evry=10"], "did you mean checkpoint_every"),
+        ("maze-xs", ["checkpoint_every=often"], "expects a int"),
+        ("maze-xs", ["checkpoint_every"], "field=value"),
+        ("maze-xs", ["checkpoint_every=0"], "at least 1"),
+        ("maze-xs", ["precision=float8"], "precision must be"),
+    ],
+)
+def test_bad_settings_are_named(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        preset(name, settings)
+
+
+def test_data_of_another_size_is_refused_with_what_to_do(bars, tmp_path):
+    with pytest.raises(ValueError, match="64×64.*16×16.*--size 64"):
+        open_run(tmp_path / "run", "maze-xs", [], resume=False, stage="all", data=Dataset(bars))
+    with pytest.raises(ValueError, match="needs --preset"):
+        open_run(tmp_path / "run", None, [], resume=False, stage="all", data=Dataset(bars))
