@@ -57,15 +57,9 @@ class ActionVocabulary:
 
     def check(self, action: object) -> int:
         """Return the action as an int, or raise ValueError naming the range."""
-        if (
-            isinstance(action, (int, np.integer))
-            and not isinstance(action, bool)
-            and 0 <= action < len(self)
-        ):
+        if isinstance(action, (int, np.integer)) and not isinstance(action, bool) and 0 <= action < len(self):
             return int(action)
-        raise ValueError(
-            f"action must be an integer in [0, {len(self) - 1}] ({', '.join(self.names)}), got {action!r}"
-        )
+        raise ValueError(f"action must be an integer in [0, {len(self) - 1}] ({', '.join(self.names)}), got {action!r}")
 
     def index(self, name: str) -> int:
         """The index of a name, or ValueError naming the known ones."""

@@ -64,9 +64,7 @@ class Episode:
 
     def __post_init__(self) -> None:
         if self.frames.dtype != np.uint8 or self.frames.ndim != 4 or self.frames.shape[-1] != 3:
-            raise ValueError(
-                f"frames must be uint8 (T + 1, H, W, 3), got {self.frames.dtype} {self.frames.shape}"
-            )
+            raise ValueError(f"frames must be uint8 (T + 1, H, W, 3), got {self.frames.dtype} {self.frames.shape}")
         num_actions = len(self.frames) - 1
         if num_actions < 0 or self.actions.shape != (num_actions,) or self.rewards.shape != (num_actions,):
             raise ValueError(
@@ -131,9 +129,7 @@ class DatasetSpec:
         values = dict(values)
         found = values.pop("format", None), values.pop("version", None)
         if found != (DATASET_FORMAT, FORMAT_VERSION):
-            raise ValueError(
-                f"expected {DATASET_FORMAT} version {FORMAT_VERSION}, got {found[0]} version {found[1]}"
-            )
+            raise ValueError(f"expected {DATASET_FORMAT} version {FORMAT_VERSION}, got {found[0]} version {found[1]}")
         try:
             values["action_vocabulary"] = ActionVocabulary.from_json(values["action_vocabulary"])
             return cls(**values)
@@ -148,9 +144,7 @@ class DatasetSpec:
                 return f"{name} is {mine!r} there and {theirs!r} now"
         if self.action_vocabulary != other.action_vocabulary:
             mine, theirs = self.action_vocabulary.names, other.action_vocabulary.names
-            return (
-                f"the actions are {', '.join(mine)} there and {', '.join(theirs)} now (names or keys differ)"
-            )
+            return f"the actions are {', '.join(mine)} there and {', '.join(theirs)} now (names or keys differ)"
         return ""
 
 
@@ -285,9 +279,7 @@ class DatasetWriter:
 def check_episode(spec: DatasetSpec, episode: Episode) -> None:
     """Raise ValueError unless the episode's frames and actions fit the spec."""
     if episode.frames.shape[1:] != (spec.height, spec.width, 3):
-        raise ValueError(
-            f"frames must be {spec.height}x{spec.width}x3 in this dataset, got {episode.frames.shape[1:]}"
-        )
+        raise ValueError(f"frames must be {spec.height}x{spec.width}x3 in this dataset, got {episode.frames.shape[1:]}")
     outside = (episode.actions < 0) | (episode.actions >= len(spec.action_vocabulary))
     if outside.any():
         spec.action_vocabulary.check(episode.actions[outside][0])
@@ -422,9 +414,7 @@ def _check_header(header: dict[str, Any], spec: DatasetSpec, index: int) -> None
             raise ValueError(f"{key} is {header[key]!r}, and this dataset expects {value!r}")
     num_members = -(-header["num_frames"] // CHUNK_FRAMES) + len(_ARRAYS)
     if len(header["members"]) != num_members:
-        raise ValueError(
-            f"{header['num_frames']} frames need {num_members} members, it lists {len(header['members'])}"
-        )
+        raise ValueError(f"{header['num_frames']} frames need {num_members} members, it lists {len(header['members'])}")
 
 
 class Dataset:
@@ -495,9 +485,7 @@ class Dataset:
         num_frames = self.num_frames(i)
         stop = num_frames if stop is None else stop
         if not 0 <= start < stop <= num_frames:
-            raise ValueError(
-                f"frames [{start}, {stop}) asked of {self.episodes[i]}, which has [0, {num_frames})"
-            )
+            raise ValueError(f"frames [{start}, {stop}) asked of {self.episodes[i]}, which has [0, {num_frames})")
         first, last = start // CHUNK_FRAMES, (stop - 1) // CHUNK_FRAMES
         shape = (self.spec.height, self.spec.width, 3)
         output = np.empty((stop - start, *shape), np.uint8)
@@ -559,9 +547,7 @@ class Dataset:
         except zstandard.ZstdError as error:
             raise ValueError(f"{self._entries[i].path}: damaged frames ({error})") from error
         if len(raw) != size:
-            raise ValueError(
-                f"{self._entries[i].path}: {len(raw)} bytes of frames where {size} were expected"
-            )
+            raise ValueError(f"{self._entries[i].path}: {len(raw)} bytes of frames where {size} were expected")
         return raw
 
     def _array(self, i: int, key: str) -> np.ndarray:

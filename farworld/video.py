@@ -28,9 +28,7 @@ class VideoWriter:
         self, path: str | os.PathLike, frames_per_second: float, height: int, width: int, *, scale: int = 1
     ) -> None:
         if scale < 1 or height < 1 or width < 1 or height * scale % 2 or width * scale % 2:
-            raise ValueError(
-                f"a video needs even sides, got {height}x{width} times {scale}; use an even scale"
-            )
+            raise ValueError(f"a video needs even sides, got {height}x{width} times {scale}; use an even scale")
         import av
 
         self._av = av
@@ -97,9 +95,7 @@ def contact_sheet(frames: Sequence[np.ndarray] | np.ndarray, columns: int, gap: 
     """
     pictures = np.asarray(frames)
     if pictures.ndim != 4 or not len(pictures) or columns < 1:
-        raise ValueError(
-            f"a sheet needs frames (N, H, W, 3) and columns >= 1, got {pictures.shape}, {columns}"
-        )
+        raise ValueError(f"a sheet needs frames (N, H, W, 3) and columns >= 1, got {pictures.shape}, {columns}")
     count, height, width, channels = pictures.shape
     rows = -(-count // columns)
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)

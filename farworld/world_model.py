@@ -39,9 +39,7 @@ class WorldConfig:
                 f"frames of {expected[0]}×{expected[1]}, but the config says {self.frame_height}×{self.frame_width}"
             )
         if self.model.num_actions != len(self.vocabulary):
-            raise ValueError(
-                f"the model has {self.model.num_actions} actions, the vocabulary {len(self.vocabulary)}"
-            )
+            raise ValueError(f"the model has {self.model.num_actions} actions, the vocabulary {len(self.vocabulary)}")
 
 
 class WorldModel(nn.Module):

@@ -23,7 +23,9 @@ from farworld.rollout import Rollout
 from farworld.world_model import WorldConfig, WorldModel
 
 WINDOW = 3
-VOCABULARY = ActionVocabulary((Action(name="noop"), Action(name="left", keys=("left",)), Action(name="up", keys=("up",))))
+VOCABULARY = ActionVocabulary(
+    (Action(name="noop"), Action(name="left", keys=("left",)), Action(name="up", keys=("up",)))
+)
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> None:

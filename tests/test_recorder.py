@@ -191,9 +191,7 @@ def test_names_and_keys_of_a_foreign_environment():
 
 def test_an_unknown_environment_gets_the_nearest_match(tmp_path, monkeypatch, capfd):
     """One line with the built-in worlds, and exit code 2."""
-    message = complaint(
-        monkeypatch, capfd, "record", "--env", "moze", "--episodes", 1, "--out", tmp_path / "data"
-    )
+    message = complaint(monkeypatch, capfd, "record", "--env", "moze", "--episodes", 1, "--out", tmp_path / "data")
     assert message.count("\n") == 1
     assert "maze, voxel" in message
     assert "did you mean maze?" in message
@@ -223,12 +221,7 @@ def test_what_cannot_be_recorded_is_said_in_one_line(tmp_path, monkeypatch, capf
     """What was expected and what came."""
     defaults = ("--env", TINY, "--episodes", 1, "--out", tmp_path / "data")
     given = {*changes[::2]}
-    kept = [
-        part
-        for pair in zip(defaults[::2], defaults[1::2], strict=True)
-        if pair[0] not in given
-        for part in pair
-    ]
+    kept = [part for pair in zip(defaults[::2], defaults[1::2], strict=True) if pair[0] not in given for part in pair]
     last = complaint(monkeypatch, capfd, "record", *kept, *changes).strip().splitlines()[-1]
     assert message in last
 

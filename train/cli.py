@@ -52,10 +52,11 @@ def train(
     json
         Print one JSON object as the last line of stdout.
     """
-    from farworld.train.pipeline import choose_device, open_run, run_stages
+    from farworld.train.pipeline import open_run, run_stages
 
     from farworld.console import print_json
     from farworld.dataset import Dataset
+    from farworld.device import choose_device
 
     began = time.perf_counter()
     overrides = list(settings or [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -47,13 +47,13 @@ def evaluate(
         Print one JSON object as the last line of stdout.
     """
     from farworld.train.evaluate import one_step as evaluate_one_step
-    from farworld.train.pipeline import choose_device
     from rich.console import Console
     from rich.table import Table
 
     from farworld.checkpoint import load_world
     from farworld.console import print_json, progress_bar
     from farworld.dataset import Dataset
+    from farworld.device import choose_device
 
     if not one_step:
         raise ValueError("say what to measure: --one-step is the only protocol so far")

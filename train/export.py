@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
-import platform
 import sys
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +13,7 @@ from farworld.train.run import Run, TrainState
 
 from farworld.checkpoint import Context, save_world
 from farworld.dataset import Dataset
+from farworld.device import describe_hardware
 from farworld.models.autoencoder import Autoencoder
 from farworld.models.far import FAR
 from farworld.rollout import Rollout
@@ -79,10 +77,11 @@ def export_world(
     assert state.average is not None
     transformer = state.average.module
     assert isinstance(transformer, FAR)
+    device = next(transformer.parameters()).device
     training = {
         "farworld": importlib.metadata.version("farworld") if _installed() else "checkout",
         "torch": torch.__version__,
-        "hardware": _hardware(),
+        "hardware": describe_hardware(device),
         "command": " ".join(["farworld", *sys.argv[1:]]),
         "config": train_config.to_json(run.config),
         "data": {
@@ -113,17 +112,6 @@ def _installed() -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def _hardware() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
 def _card(world: WorldModel, scores: dict) -> str:

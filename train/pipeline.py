@@ -17,21 +17,6 @@ from farworld.train.world import split_episodes, train_world
 from farworld.dataset import Dataset
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of a name; auto is CUDA, then MPS, then the CPU.
-
-    Raises:
-        ValueError: the machine has no such device.
-    """
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if name == "auto":
-        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if available[kind]))
-    if not available.get(name, False):
-        usable = ", ".join(kind for kind, here in available.items() if here)
-        raise ValueError(f"there is no {name} device here; available: {usable}")
-    return torch.device(name)
-
-
 def open_run(
     path: Path, preset_name: str | None, overrides: list[str], *, resume: bool, stage: str, data: Dataset
 ) -> Run:

@@ -198,8 +198,7 @@ def rope_table(
     )
     angles = torch.cat(
         [
-            position[:, None]
-            * ROPE_THETA ** (-torch.arange(0, size, 2, device=device, dtype=torch.float64) / size)
+            position[:, None] * ROPE_THETA ** (-torch.arange(0, size, 2, device=device, dtype=torch.float64) / size)
             for position, size in zip(positions.unbind(-1), axis_sizes, strict=True)
         ],
         dim=-1,

@@ -22,6 +22,7 @@ SCRIPT_HELP = (
     "`#` begins a comment. After its end no key is held."
 )
 
+
 def play(
     *,
     ckpt: Annotated[str, Parameter(help="A bundled world (minecraft, dmlab), a directory, or a hub owner/repo.")],
@@ -54,9 +55,7 @@ def play(
             print(f"loading {ckpt} ...", file=sys.stderr)
         from farworld.play.player import open_player
 
-        player = open_player(
-            ckpt, seed=seed, start=start, num_steps=steps, context_frames=context, device=device
-        )
+        player = open_player(ckpt, seed=seed, start=start, num_steps=steps, context_frames=context, device=device)
         began = time.perf_counter()
         if headless:
             _run_headless(player, script, frames, save)

@@ -47,9 +47,7 @@ class Hud:
         self._font = pygame.font.Font(None, 22)
         self._small = pygame.font.Font(None, 19)
 
-    def draw_bar(
-        self, screen: pygame.Surface, status: Status, keys: Sequence[str], lit: Collection[str]
-    ) -> None:
+    def draw_bar(self, screen: pygame.Surface, status: Status, keys: Sequence[str], lit: Collection[str]) -> None:
         """Draw the figures, and under them the world's keys, those of the last action lit."""
         width, top = screen.get_width(), screen.get_height() - BAR_HEIGHT
         screen.fill(BACKGROUND, (0, top, width, BAR_HEIGHT))
@@ -103,9 +101,7 @@ class Hud:
         plate.blit(text, (12, 7))
         screen.blit(plate, plate.get_rect(midtop=(area.centerx, area.top + 12)))
 
-    def draw_help(
-        self, screen: pygame.Surface, title: str, rows: Sequence[tuple[str, str]], area: pygame.Rect
-    ) -> None:
+    def draw_help(self, screen: pygame.Surface, title: str, rows: Sequence[tuple[str, str]], area: pygame.Rect) -> None:
         """Draw a page of keys and what they do over the picture, in as many columns as its height asks for."""
         line, column = 22, 236
         shade = pygame.Surface(area.size, pygame.SRCALPHA)

@@ -61,9 +61,7 @@ class Keys:
             return self.vocabulary.noop
         answered = self.vocabulary.actions[chords[0]].keys
         self._unanswered = [
-            key
-            for key in self._unanswered
-            if key not in answered and self._longest_chord(key, down) is not None
+            key for key in self._unanswered if key not in answered and self._longest_chord(key, down) is not None
         ]
         return chords[0]
 

@@ -86,7 +86,7 @@ class Window:
             )
         except pygame.error as error:
             raise ValueError(f"no display ({error}); {NO_DISPLAY}") from error
-        pygame.display.set_caption(f"farworld · {config.name} (F1: keys)")
+        pygame.display.set_caption(f"farworld - {config.name} (F1: keys)")
         pygame.display.set_icon(self._picture(32, 32))
 
     def __enter__(self) -> Window:
