@@ -274,7 +274,5 @@ def test_a_dataset_of_a_later_version_is_refused(folder):
     """It is not read as if it were this one's."""
     path = folder / "dataset.json"
     path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(
-        ValueError, match="expected farworld-dataset version 1, got farworld-dataset version 2"
-    ):
+    with pytest.raises(ValueError, match="expected farworld-dataset version 1, got farworld-dataset version 2"):
         Dataset(folder)

@@ -66,7 +66,8 @@ def train(out: Path, data: Path, *settings: str, resume: bool = False, stage: st
 def learned(bars, tmp_path_factory) -> Path:
     """A run that is trained long enough to know what the keys do."""
     out = tmp_path_factory.mktemp("learned") / "run"
-    train(out, bars, "autoencoder_steps=150", "world_steps=400", "autoencoder_learning_rate=0.004", "learning_rate=0.003",
+    train(out, bars, "autoencoder_steps=150", "world_steps=400", "autoencoder_learning_rate=0.004",
+          "learning_rate=0.003",
           "ema_decay=0.98", "checkpoint_every=100", "world_batch_size=8", "max_clip_frames=8")  # fmt: skip
     return out
 
