@@ -13,6 +13,7 @@ import numpy as np
 from cyclopts import App, Parameter
 
 from farworld.console import print_json, progress_bar, stdout_to_stderr
+from farworld.play.cli import prepare_environment
 
 if TYPE_CHECKING:
     from farworld.play.player import Player
@@ -42,7 +43,7 @@ def play(
     if frames < 1:
         raise ValueError(f"--frames must be 1 or more, got {frames}")
     os.environ["SDL_VIDEODRIVER"] = "dummy"
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    prepare_environment()
     with stdout_to_stderr() if json else contextlib.nullcontext():
         from farworld.play.player import open_player
         from farworld.play.window import Window

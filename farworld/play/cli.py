@@ -45,7 +45,7 @@ def play(
     In the window, F1 shows the keys. P pauses, N makes one step, R starts again, Tab takes the next start,
     H hides the bar, Esc or Q quits; a key that the world itself uses belongs to the world.
     """
-    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    prepare_environment()
     _check(headless=headless, script=script, frames=frames, save=save, size=size)
     with stdout_to_stderr() if json else contextlib.nullcontext():
         if not headless:
@@ -69,6 +69,16 @@ def play(
             f"{report['frames']} frames in {report['seconds']:.1f} s ({report['fps']:.1f} frames/s)"
             + (f" -> {save}" if save else "")
         )
+
+
+def prepare_environment() -> None:
+    """Settings that pygame and torch read when they are imported; what the user has set stays.
+
+    On a busy machine OpenMP threads that spin while they wait for a preempted one make a frame take seconds;
+    threads that sleep keep it at its pace (at the cost of a few microseconds an operation).
+    """
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def _check(*, headless: bool, script: Path | None, frames: int | None, save: Path | None, size: int) -> None:
