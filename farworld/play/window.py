@@ -165,7 +165,8 @@ class Window:
         screen.fill(BACKGROUND)
         screen.blit(self._picture(area.width, area.height), area)
         if self.show_help:
-            self._hud.draw_help(screen, f"{player.world.config.name}: keys", self._help_rows(), area)
+            page = pygame.Rect(0, 0, screen.get_width(), max(0, room))
+            self._hud.draw_help(screen, f"{player.world.config.name}: keys", self._help_rows(), page)
         elif self.paused:
             self._hud.draw_message(screen, "paused (N: one step)" if "n" in self._commands else "paused", area)
         elif self._message:
