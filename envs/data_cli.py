@@ -42,8 +42,7 @@ def _summary(dataset: Dataset) -> dict[str, Any]:
         "policy": spec.policy,
         "seed": spec.seed,
         "actions": [
-            {**row, "count": int(count)}
-            for row, count in zip(spec.action_vocabulary.to_json(), counts, strict=True)
+            {**row, "count": int(count)} for row, count in zip(spec.action_vocabulary.to_json(), counts, strict=True)
         ],
         "bad": len(dataset.bad),
         "bad_files": [{"path": path, "reason": reason} for path, reason in dataset.bad],
@@ -165,6 +164,4 @@ def import_teco_command(
             }
         )
     else:
-        print(
-            f"{result.episodes} episodes, {result.frames} frames added, {result.known} known -> {directory}"
-        )
+        print(f"{result.episodes} episodes, {result.frames} frames added, {result.known} known -> {directory}")

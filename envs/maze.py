@@ -203,9 +203,7 @@ def _load_textures() -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
         encoded = np.frombuffer((folder / name).read_bytes(), np.uint8)
         image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
         if image is None or image.shape != (TEXTURE_SIZE, TEXTURE_SIZE, 3):
-            raise ValueError(
-                f"{folder / name} is not a {TEXTURE_SIZE} x {TEXTURE_SIZE} image; reinstall farworld"
-            )
+            raise ValueError(f"{folder / name} is not a {TEXTURE_SIZE} x {TEXTURE_SIZE} image; reinstall farworld")
         images[name] = np.ascontiguousarray(image[..., ::-1])
     walls = tuple(name for name in names if name.startswith("wall_"))
     floors = tuple(name for name in names if name.startswith("floor_"))

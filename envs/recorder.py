@@ -154,9 +154,7 @@ def action_vocabulary(env: gymnasium.Env) -> ActionVocabulary:
     names = [str(name) for name in meanings()] if meanings else [f"action_{i}" for i in range(count)]
     chords = itertools.chain.from_iterable(itertools.combinations(_KEYS, size) for size in (1, 2, 3))
     return ActionVocabulary(
-        tuple(
-            Action(name=name, keys=_keys_of(name, chord)) for name, chord in zip(names, chords, strict=False)
-        )
+        tuple(Action(name=name, keys=_keys_of(name, chord)) for name, chord in zip(names, chords, strict=False))
     )
 
 
@@ -184,12 +182,7 @@ class FrameSource:
             ValueError: no such picture, or one of another size than before.
         """
         frame = self._read(observation)
-        if (
-            not isinstance(frame, np.ndarray)
-            or frame.dtype != np.uint8
-            or frame.ndim != 3
-            or frame.shape[2] != 3
-        ):
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             found = f"{frame.dtype} {frame.shape}" if isinstance(frame, np.ndarray) else type(frame).__name__
             raise ValueError(f"expected frames as uint8 (height, width, 3), the environment gave {found}")
         if self._found not in (None, frame.shape):
@@ -227,9 +220,7 @@ def _pixel_reader(env: gymnasium.Env) -> Callable[[Any], Any]:
 
 def record_episode(env: gymnasium.Env, recording: Recording, index: int) -> Episode:
     """Play one episode. It depends on the recording and the number only, not on what was played before."""
-    env_seed, policy_seed = (
-        int(n) for n in np.random.SeedSequence([recording.seed, index]).generate_state(2)
-    )
+    env_seed, policy_seed = (int(n) for n in np.random.SeedSequence([recording.seed, index]).generate_state(2))
     source = FrameSource(env, recording.size)
     observation, _ = env.reset(seed=env_seed)
     vocabulary = action_vocabulary(env)

@@ -56,17 +56,13 @@ def _arrays(path: Path, *names: str) -> list[np.ndarray]:
         with np.load(path, allow_pickle=False) as file:
             return [file[name] for name in names]
     except (KeyError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is not a TECO file: expected an npz with {' and '.join(names)} ({error})"
-        ) from error
+        raise ValueError(f"{path} is not a TECO file: expected an npz with {' and '.join(names)} ({error})") from error
 
 
 def _load_dmlab(path: Path) -> tuple[np.ndarray, np.ndarray]:
     frames, actions = _arrays(path, "video", "actions")
     if len(actions) != len(frames):
-        raise ValueError(
-            f"{path} has {len(frames)} frames and {len(actions)} actions; expected as many of both"
-        )
+        raise ValueError(f"{path} has {len(frames)} frames and {len(actions)} actions; expected as many of both")
     return frames, actions[:-1]
 
 
@@ -80,9 +76,7 @@ def _load_minecraft(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{path} cannot be decoded as a video ({error})") from error
     (actions,) = _arrays(path.with_suffix(".npz"), "actions")
     if len(actions) not in (len(frames), len(frames) + 1):  # the files may have one entry too many
-        raise ValueError(
-            f"{path} has {len(frames)} frames and {len(actions)} actions; expected as many, or one more"
-        )
+        raise ValueError(f"{path} has {len(frames)} frames and {len(actions)} actions; expected as many, or one more")
     return frames, actions[1 : len(frames)]
 
 
@@ -147,9 +141,7 @@ def _known_digests(directory: Path) -> set[str]:
     return {dataset.source(i).rpartition(" ")[2] for i in range(len(dataset))}
 
 
-def _new_episodes(
-    name: TecoName, files: list[Path], known: set[str], on_file: Callable[[], None]
-) -> Iterator[Episode]:
+def _new_episodes(name: TecoName, files: list[Path], known: set[str], on_file: Callable[[], None]) -> Iterator[Episode]:
     """The episodes that are not known yet, numbered 0; on_file is called when the caller is done with one."""
     for path in files:
         digest = _digest(path)

@@ -117,9 +117,15 @@ class VoxelEnv(gymnasium.Env[np.ndarray, int]):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         self.size = size
         self.render_mode = render_mode
-        self.action_space = gymnasium.spaces.Discrete(len(VOCABULARY))
+        self.action_space: gymnasium.Space[Any] = gymnasium.spaces.Discrete(len(VOCABULARY))
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self._world: World | None = None
+
+    @property
+    def world(self) -> World:
+        """The blocks of now."""
+        assert self._world is not None, "reset() makes the world"
+        return self._world
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -127,7 +133,7 @@ class VoxelEnv(gymnasium.Env[np.ndarray, int]):
         """Make a new world and stand somewhere in it."""
         super().reset(seed=seed)
         self._world = generate_world(self.np_random)
-        x, y, z = _find_start(self._world, self.np_random)
+        x, y, z = _find_start(self.world, self.np_random)
         self._x, self._y, self._z = x + 0.5, float(y), z + 0.5
         self._heading = int(self.np_random.integers(HEADINGS))
         self._pitch = 0
@@ -174,7 +180,7 @@ class VoxelEnv(gymnasium.Env[np.ndarray, int]):
     def _observe(self) -> np.ndarray:
         eye = (self._x, self._y + EYE_HEIGHT, self._z)
         yaw, pitch = self._heading * math.tau / HEADINGS, self._pitch * math.tau / HEADINGS
-        return render(self._world, eye, yaw, pitch, self.size)
+        return render(self.world, eye, yaw, pitch, self.size)
 
     def _info(self) -> dict[str, Any]:
         return {
@@ -184,14 +190,14 @@ class VoxelEnv(gymnasium.Env[np.ndarray, int]):
         }
 
     def _free(self, x: float, y: float, z: float) -> bool:
-        return not _collides(self._world.blocks, x, y, z)
+        return not _collides(self.world.blocks, x, y, z)
 
     def _grounded(self) -> bool:
         return not self._free(self._x, self._y - 0.01, self._z)
 
     def _water_surface(self) -> float | None:
         """Height of the water that the feet are in, or None."""
-        column = self._world.blocks[int(self._x) & WRAP, int(self._z) & WRAP]
+        column = self.world.blocks[int(self._x) & WRAP, int(self._z) & WRAP]
         y = int(math.floor(self._y + 0.2))
         if not 0 <= y < WORLD_HEIGHT or column[y] != WATER:
             return None
@@ -239,10 +245,11 @@ class VoxelEnv(gymnasium.Env[np.ndarray, int]):
         eye = (self._x, self._y + EYE_HEIGHT, self._z)
         before = None
         for step in range(int(REACH * 32) + 1):
-            cell = tuple(int(math.floor(eye[i] + direction[i] * step / 32)) for i in range(3))
+            x, y, z = (int(math.floor(eye[i] + direction[i] * step / 32)) for i in range(3))
+            cell = (x, y, z)
             if not 0 <= cell[1] < WORLD_HEIGHT:
                 return None
-            if self._world.blocks[cell[0] & WRAP, cell[2] & WRAP, cell[1]] not in (AIR, WATER):
+            if self.world.blocks[cell[0] & WRAP, cell[2] & WRAP, cell[1]] not in (AIR, WATER):
                 return None if before is None else (cell, before)
             before = cell
         return None
@@ -252,23 +259,23 @@ class VoxelEnv(gymnasium.Env[np.ndarray, int]):
         if target is None:
             return
         x, y, z = target[0]
-        blocks = self._world.blocks
+        blocks = self.world.blocks
         if blocks[x & WRAP, z & WRAP, y] == BEDROCK:
             return
         around = ((x + 1, y, z), (x - 1, y, z), (x, y, z + 1), (x, y, z - 1), (x, y + 1, z))
         wet = any(blocks[i & WRAP, k & WRAP, min(j, WORLD_HEIGHT - 1)] == WATER for i, j, k in around)
-        self._world.set_block(x, y, z, WATER if wet else AIR)
+        self.world.set_block(x, y, z, WATER if wet else AIR)
 
     def _place(self) -> None:
         target = self._aim()
         if target is None:
             return
         x, y, z = target[1]
-        blocks = self._world.blocks
+        blocks = self.world.blocks
         previous = blocks[x & WRAP, z & WRAP, y]
         blocks[x & WRAP, z & WRAP, y] = PLANKS
         if self._free(self._x, self._y, self._z):
-            self._world.set_block(x, y, z, PLANKS)
+            self.world.set_block(x, y, z, PLANKS)
         else:
             blocks[x & WRAP, z & WRAP, y] = previous
 
@@ -305,7 +312,7 @@ def _find_start(world: World, rng: np.random.Generator) -> tuple[int, int, int]:
 def _explore(env: VoxelEnv, rng: np.random.Generator) -> Iterator[int]:
     """The endless stream of actions behind VoxelEnv.explorer."""
     target, patience = _pick_target(env, rng), 60
-    places = deque(maxlen=4)
+    places: deque[tuple[float, float]] = deque(maxlen=4)
     while True:
         yield from _level(env, rng)
         luck = rng.random()
@@ -346,7 +353,7 @@ def _explore(env: VoxelEnv, rng: np.random.Generator) -> Iterator[int]:
 
 def _pick_target(env: VoxelEnv, rng: np.random.Generator) -> tuple[float, float]:
     """A place 20 to 60 blocks away, on land if a few tries find some, and rather ahead than behind."""
-    blocks = env._world.blocks
+    blocks = env.world.blocks
     for _ in range(6):
         angle = env._heading * math.tau / HEADINGS + rng.normal(0.0, 1.0)
         reach = rng.uniform(20.0, 60.0)

@@ -70,7 +70,7 @@ def _speckle(rng: np.random.Generator, contrast: float, smooth: tuple[int, int] 
     """(16, 16) brightness around 1: noise in five shades, drawn out over (rows, columns)."""
     noise = rng.standard_normal((TEXTURE_SIZE, TEXTURE_SIZE))
     for axis, width in enumerate(smooth):
-        noise = sum(np.roll(noise, shift, axis) for shift in range(width)) / math.sqrt(width)
+        noise = np.asarray(sum(np.roll(noise, shift, axis) for shift in range(width))) / math.sqrt(width)
     return 1.0 + contrast * np.clip(np.round(noise * 1.2), -2, 2) / 2.0
 
 

@@ -127,7 +127,7 @@ def _blur(values: np.ndarray, radius: int = 3) -> np.ndarray:
     result = values.astype(np.float64)
     for axis in (0, 1):
         shifted = [np.roll(result, shift, axis) for shift in range(-radius, radius + 1)]
-        result = sum(shifted) / len(shifted)
+        result = np.asarray(sum(shifted)) / len(shifted)
     return result
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from farworld.actions import ActionVocabulary
 from farworld.models.autoencoder import AutoencoderConfig
-from farworld.models.far import FARConfig
+from farworld.models.far import FARConfig, TimestepEmbedding
 from farworld.world_model import WorldConfig, WorldModel
 
 WORLD_FORMAT = "farworld-world"
@@ -170,7 +170,7 @@ def load_world(checkpoint: str | os.PathLike, *, device: str | torch.device = "c
     load_weights(model.transformer, path / MODEL_FILE)
     load_weights(model.autoencoder, path / AUTOENCODER_FILE)
     for module in model.modules():  # buffers that are computed, not stored
-        if hasattr(module, "reset_buffers"):
+        if isinstance(module, TimestepEmbedding):
             module.reset_buffers()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.eval().requires_grad_(False).to(device)

@@ -7,6 +7,7 @@ import dataclasses
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from farworld.models.autoencoder import AutoencoderConfig
 from farworld.models.far import FARConfig
@@ -172,7 +173,7 @@ def preset(name: str, settings: Iterable[str] = ()) -> TrainConfig:
 
 def override(config: TrainConfig, settings: Iterable[str]) -> TrainConfig:
     """Apply `field=value` settings, each value of its field's type."""
-    changes = {}
+    changes: dict[str, Any] = {}
     fields = {field.name for field in dataclasses.fields(config)} - {"preset"}
     for setting in settings:
         name, separator, text = setting.partition("=")

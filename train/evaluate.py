@@ -29,8 +29,10 @@ def ssim(predicted: Tensor, truth: Tensor) -> Tensor:
     """Structural similarity of frames (N, H, W, 3), uint8, (N,)."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    pixels = [frames.permute(0, 3, 1, 2).float() for frames in (predicted, truth)]
-    return structural_similarity_index_measure(*pixels, data_range=255.0, reduction="none")
+    a, b = (frames.permute(0, 3, 1, 2).float() for frames in (predicted, truth))
+    similarity = structural_similarity_index_measure(a, b, data_range=255.0, reduction="none")
+    assert isinstance(similarity, Tensor)
+    return similarity
 
 
 def one_step(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import sys
 
 import numpy as np
 import torch
@@ -82,7 +81,7 @@ def export_world(
         "farworld": importlib.metadata.version("farworld") if _installed() else "checkout",
         "torch": torch.__version__,
         "hardware": describe_hardware(device),
-        "command": " ".join(["farworld", *sys.argv[1:]]),
+        "commands": run.commands,
         "config": train_config.to_json(run.config),
         "data": {
             "env": data.spec.env_id,
@@ -145,8 +144,8 @@ Play it: `farworld play --ckpt PATH`. Actions: {", ".join(config.vocabulary.name
 - Autoencoder: {training["autoencoder"]["steps"]} steps, {training["autoencoder"]["seconds"] / 60:.0f} minutes.
   World model: {training["world"]["steps"]} steps, {training["world"]["seconds"] / 60:.0f} minutes.
 - Hardware: {training["hardware"]}; torch {training["torch"]}.
-- Command: `{training["command"]}`; all settings are in `config.json`.
-
+- Commands, in order; all settings are in `config.json`:
+{"".join(f"  - `{command}`" + chr(10) for command in training["commands"])}
 ## Quality
 
 One step from true context on {scores["episodes"]} held-out episodes, {scores["frames"]} frames,

@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 import re
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -27,7 +28,9 @@ from torch.optim.swa_utils import AveragedModel
 from farworld.console import progress_bar
 
 CONFIG_FILE = "run.json"  # not config.json, which is a world's
+COMMANDS_FILE = "commands.txt"  # one line for each sitting
 KEPT_CHECKPOINTS = 2
+Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
 class Run:
@@ -44,12 +47,19 @@ class Run:
         for folder in (self.checkpoints, self.latents, self.logs, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
         write_json(path / CONFIG_FILE, to_json(config))
+        with open(path / COMMANDS_FILE, "a", encoding="utf-8") as file:
+            file.write(" ".join(["farworld", *sys.argv[1:]]) + "\n")
 
     @staticmethod
     def stored_config(path: Path) -> TrainConfig | None:
         """The config of a run begun before, or None."""
         file = path / CONFIG_FILE
         return from_json(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+
+    @property
+    def commands(self) -> list[str]:
+        """The command of each sitting."""
+        return (self.path / COMMANDS_FILE).read_text(encoding="utf-8").splitlines()
 
     def checkpoint_files(self, stage: str) -> list[Path]:
         """Checkpoints of a stage, newest first."""
@@ -119,7 +129,7 @@ class TrainState:
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of the parameters, with a shorter memory in the first steps."""
 
-    def update(average: list, current: list, num_averaged: torch.Tensor) -> None:
+    def update(average: Tensors, current: Tensors, num_averaged: torch.Tensor | int) -> None:
         count = int(num_averaged)
         torch._foreach_lerp_(average, current, 1 - min(decay, (1 + count) / (10 + count)))
 

@@ -211,6 +211,9 @@ class Decoder(nn.Module):
 class Autoencoder(nn.Module):
     """DC-AE with the statistics that scale its latents to about zero mean and unit variance."""
 
+    latent_shift: Tensor
+    latent_scale: Tensor
+
     def __init__(self, config: AutoencoderConfig) -> None:
         super().__init__()
         self.config = config

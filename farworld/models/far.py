@@ -120,6 +120,19 @@ class QKV:
     v: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The fine or the coarse tokens of some frames, on their way through the blocks."""
+
+    tokens: Tensor  # (B, F, P, D)
+    condition: Tensor  # (B, F, D): timestep and action, through SiLU
+    rope: tuple[Tensor, Tensor]  # of all F · P tokens, see rope_table
+
+    def moved(self, by: Tensor) -> Stream:
+        """The stream with something added to its tokens."""
+        return Stream(self.tokens + by, self.condition, self.rope)
+
+
 class Attend(Protocol):
     """How the blocks attend: over a whole clip, or through a cache."""
 
@@ -216,6 +229,8 @@ def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 class TimestepEmbedding(nn.Module):
     """Sinusoidal features of a timestep (0–1000 scale, or a clean mark), then a two-layer MLP."""
 
+    frequencies: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("frequencies", torch.empty(TIMESTEP_FEATURES // 2), persistent=False)
@@ -250,6 +265,11 @@ class StreamAttention(nn.Module):
         q, k, v = rearrange(self.qkv(x), "b f p (s a k) -> s b a (f p) k", s=3, k=self.head_size)
         return QKV(rotate(_head_norm(q, self.norm_q), rope), rotate(_head_norm(k, self.norm_k), rope), v)
 
+    def merge(self, x: Tensor, like: Tensor) -> Tensor:
+        """Heads (B, A, F · P, K) through the output projection to the shape of `like`, (B, F, P, D)."""
+        assert self.output is not None
+        return self.output(rearrange(x, "b a (f p) k -> b f p (a k)", f=like.shape[1]))
+
 
 class Block(nn.Module):
     """One transformer block; both streams share modulation and MLP, each has its own attention projections.
@@ -261,47 +281,35 @@ class Block(nn.Module):
         super().__init__()
         width = config.width
         self.layer = layer
-        self.is_last = layer == config.num_layers - 1
         self.modulation_1 = nn.Linear(width, 3 * width)
         self.modulation_2 = nn.Linear(width, 3 * width)
         self.fine_attention = StreamAttention(width, config.head_size)
-        self.coarse_attention = StreamAttention(width, config.head_size, has_output=not self.is_last)
+        self.coarse_attention = StreamAttention(width, config.head_size, has_output=layer < config.num_layers - 1)
         self.mlp = nn.Sequential(
             nn.Linear(width, config.mlp_ratio * width),
             nn.GELU(approximate="tanh"),
             nn.Linear(config.mlp_ratio * width, width),
         )
 
-    def forward(
-        self,
-        fine: Tensor,
-        fine_condition: Tensor,
-        fine_rope: tuple[Tensor, Tensor],
-        coarse: Tensor | None,
-        coarse_condition: Tensor | None,
-        coarse_rope: tuple[Tensor, Tensor] | None,
-        attend: Attend,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Tokens (B, F, P, D) with conditions (B, F, D), already through SiLU, to tokens of the same shape."""
-        normed, fine_gate = _modulate(fine, self.modulation_1(fine_condition))
-        fine_qkv = self.fine_attention.project(normed, fine_rope)
-        coarse_qkv = None
-        if coarse is not None:
-            normed, coarse_gate = _modulate(coarse, self.modulation_1(coarse_condition))
-            coarse_qkv = self.coarse_attention.project(normed, coarse_rope)
+    def forward(self, fine: Stream, coarse: Stream | None, attend: Attend) -> tuple[Stream, Stream | None]:
+        """Both streams one block further."""
+        normed, fine_gate = _modulate(fine.tokens, self.modulation_1(fine.condition))
+        fine_qkv = self.fine_attention.project(normed, fine.rope)
+        if coarse is None:
+            fine_out, _ = attend(self.layer, fine_qkv, None)
+        else:
+            normed, coarse_gate = _modulate(coarse.tokens, self.modulation_1(coarse.condition))
+            coarse_qkv = self.coarse_attention.project(normed, coarse.rope)
+            fine_out, coarse_out = attend(self.layer, fine_qkv, coarse_qkv)
+            if coarse_out is not None and self.coarse_attention.output is not None:  # None in the last block
+                coarse = coarse.moved(coarse_gate * self.coarse_attention.merge(coarse_out, coarse.tokens))
+                coarse = self._feed_forward(coarse)
+        fine = fine.moved(fine_gate * self.fine_attention.merge(fine_out, fine.tokens))
+        return self._feed_forward(fine), coarse
 
-        fine_out, coarse_out = attend(self.layer, fine_qkv, coarse_qkv)
-
-        fine = fine + fine_gate * self.fine_attention.output(_merge_heads(fine_out, fine))
-        fine = self._feed_forward(fine, fine_condition)
-        if coarse is not None and not self.is_last:
-            coarse = coarse + coarse_gate * self.coarse_attention.output(_merge_heads(coarse_out, coarse))
-            coarse = self._feed_forward(coarse, coarse_condition)
-        return fine, coarse
-
-    def _feed_forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        normed, gate = _modulate(x, self.modulation_2(condition))
-        return x + gate * self.mlp(normed)
+    def _feed_forward(self, stream: Stream) -> Stream:
+        normed, gate = _modulate(stream.tokens, self.modulation_2(stream.condition))
+        return stream.moved(gate * self.mlp(normed))
 
 
 def _modulate(x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
@@ -317,10 +325,6 @@ def _norm(x: Tensor) -> Tensor:
 def _head_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     """RMS norm over each head's channels, in x's own dtype: mixed ones miss the fused kernel."""
     return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
-
-
-def _merge_heads(x: Tensor, like: Tensor) -> Tensor:
-    return rearrange(x, "b a (f p) k -> b f p (a k)", f=like.shape[1])
 
 
 class FAR(nn.Module):
@@ -349,11 +353,9 @@ class FAR(nn.Module):
         nn.init.normal_(self.action_embedding.weight, std=0.5)
         nn.init.normal_(self.timestep_embedding.linear_1.weight, std=0.02)
         nn.init.normal_(self.timestep_embedding.linear_2.weight, std=0.02)
-        for block in self.blocks:
-            nn.init.zeros_(block.modulation_1.weight)
-            nn.init.zeros_(block.modulation_2.weight)
-        nn.init.zeros_(self.final_modulation.weight)
-        nn.init.zeros_(self.velocity_head.weight)
+        for name, parameter in self.named_parameters():
+            if "modulation" in name or "velocity_head" in name:
+                nn.init.zeros_(parameter)
 
     def forward(self, noisy: Tensor, timestep: Tensor, action: Tensor, context: Tensor | None) -> Tensor:
         """Velocities of the last F frames of a clip of T frames.
@@ -419,32 +421,37 @@ class FAR(nn.Module):
             (B, F, C, H, W), velocity.
         """
         config = self.config
-        height, width = config.latent_height, config.latent_width
-        x = self.fine_embedding(_patchify(fine, config.patch_size))
-        condition = F.silu(self.timestep_embedding(timestep) + self.action_embedding(fine_action))
-        rope = self._rope(fine_frame, config.patch_size)
-        y = coarse_condition = coarse_rope = None
+        fine_stream = self._stream(fine, timestep, fine_action, fine_frame, self.fine_embedding, config.patch_size)
+        coarse_stream = None
         if coarse is not None:
-            y = self.coarse_embedding(_patchify(coarse, config.context_patch_size))
             mark = torch.full((1, 1), CLEAN_LONG_TERM, device=fine.device)
-            coarse_condition = F.silu(self.timestep_embedding(mark) + self.action_embedding(coarse_action))
-            coarse_rope = self._rope(coarse_frame, config.context_patch_size)
+            coarse_stream = self._stream(
+                coarse, mark, coarse_action, coarse_frame, self.coarse_embedding, config.context_patch_size
+            )
         for block in self.blocks:
-            x, y = block(x, condition, rope, y, coarse_condition, coarse_rope, attend)
-        scale, shift = self.final_modulation(condition).unsqueeze(2).chunk(2, dim=-1)
-        velocity = self.velocity_head(_norm(x) * (1 + scale) + shift)
-        return rearrange(
-            velocity, "b f (h w) (c i j) -> b f c (h i) (w j)",
-            h=height // config.patch_size, w=width // config.patch_size,
-            i=config.patch_size, j=config.patch_size,
-        )  # fmt: skip
+            fine_stream, coarse_stream = block(fine_stream, coarse_stream, attend)
+        scale, shift = self.final_modulation(fine_stream.condition).unsqueeze(2).chunk(2, dim=-1)
+        velocity = self.velocity_head(_norm(fine_stream.tokens) * (1 + scale) + shift)
+        return _unpatchify(velocity, config)
 
-    def _rope(self, frame: Tensor, patch: int) -> tuple[Tensor, Tensor]:
+    def _stream(
+        self, latents: Tensor, timestep: Tensor, action: Tensor, frame: Tensor, embedding: nn.Module, patch: int
+    ) -> Stream:
         config = self.config
         rows, columns = config.latent_height // patch, config.latent_width // patch
-        return rope_table(frame, rows, columns, patch // config.patch_size, config.head_size)
+        return Stream(
+            embedding(_patchify(latents, patch)),
+            F.silu(self.timestep_embedding(timestep) + self.action_embedding(action)),
+            rope_table(frame, rows, columns, patch // config.patch_size, config.head_size),
+        )
 
 
 def _patchify(latents: Tensor, patch: int) -> Tensor:
     """(B, F, C, H, W) to one token per patch, (B, F, P, C · patch²), channels slowest."""
     return rearrange(latents, "b f c (h i) (w j) -> b f (h w) (c i j)", i=patch, j=patch)
+
+
+def _unpatchify(tokens: Tensor, config: FARConfig) -> Tensor:
+    """The inverse of `_patchify` for fine tokens."""
+    rows, patch = config.latent_height // config.patch_size, config.patch_size
+    return rearrange(tokens, "b f (h w) (c i j) -> b f c (h i) (w j)", h=rows, i=patch, j=patch)
