@@ -15,7 +15,7 @@ from farworld.models.far import FARConfig
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """Everything that a run can be told. Sizes in latent pixels or frames, learning rates of AdamW."""
+    """Everything that a run can be told. Sizes in latent pixels or frames."""
 
     preset: str
     seed: int = 0

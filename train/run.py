@@ -189,19 +189,19 @@ def fit(
     from torch.utils.tensorboard import SummaryWriter
 
     config = run.config
+    rates = [group["lr"] for group in state.optimizer.param_groups]  # the config's, also when it was changed for this sitting
     stored = run.load_checkpoint(stage)
     if stored is not None:
         state.load_state_dict(stored)
     if state.step >= total_steps:
         return
-    rates = [group["lr"] for group in state.optimizer.param_groups] if stored is None else stored["rates"]
     state.model.train()
     parameters = [p for p in state.model.parameters() if p.requires_grad]
     began = time.perf_counter() - state.seconds
 
     def save() -> None:
         state.seconds = time.perf_counter() - began
-        run.save_checkpoint(stage, {**state.state_dict(), "rates": rates})
+        run.save_checkpoint(stage, state.state_dict())
 
     with (
         SummaryWriter(str(run.logs), purge_step=state.step) as log,
