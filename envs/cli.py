@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
-from farworld.envs.policies import PolicyName
 
 from farworld.console import print_json, progress_bar, stdout_to_stderr
+from farworld.envs.policies import PolicyName
 
 
 def record(

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import numpy as np
 from cyclopts import App, Parameter
-from farworld.envs.teco import TecoName, find_files, import_teco
 
 from farworld.console import print_json, progress_bar, stdout_to_stderr
 from farworld.dataset import Dataset, episode_name
+from farworld.envs.teco import TecoName, find_files, import_teco
 from farworld.video import VideoWriter, contact_sheet, write_png
 
 SHEET_FRAMES = 32  # in a contact sheet, unless told

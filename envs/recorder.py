@@ -19,13 +19,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import farworld.envs  # noqa: F401 - registers the built-in worlds, also in a fresh worker process
 import gymnasium
 import numpy as np
-from farworld.envs.policies import PolicyName, make_policy
 
+import farworld.envs  # noqa: F401 - registers the built-in worlds, also in a fresh worker process
 from farworld.actions import Action, ActionVocabulary
 from farworld.dataset import DatasetSpec, Episode, check_episode, create_or_open, write_episode
+from farworld.envs.policies import PolicyName, make_policy
 
 BUILT_IN = {"maze": "farworld/Maze-v0", "voxel": "farworld/Voxel-v0"}
 DEFAULT_SIZE = 64  # pixels a side, for frames whose own size does not suit the autoencoder

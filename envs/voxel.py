@@ -9,6 +9,9 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from numba import njit
+
+from farworld.actions import Action, ActionVocabulary
 from farworld.envs.voxel_render import render
 from farworld.envs.voxel_terrain import (
     AIR,
@@ -26,9 +29,6 @@ from farworld.envs.voxel_terrain import (
     World,
     generate_world,
 )
-from numba import njit
-
-from farworld.actions import Action, ActionVocabulary
 
 VOCABULARY = ActionVocabulary(
     (

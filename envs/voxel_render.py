@@ -10,6 +10,8 @@ import functools
 import math
 
 import numpy as np
+from numba import njit
+
 from farworld.envs import voxel_terrain as terrain
 from farworld.envs.voxel_terrain import (
     AIR,
@@ -21,7 +23,6 @@ from farworld.envs.voxel_terrain import (
     WRAP,
     World,
 )
-from numba import njit
 
 TEXTURE_SIZE = 16  # texels along a block
 MIP_LEVELS = 5  # 16, 8, 4, 2 and 1 texels

@@ -8,10 +8,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from farworld.envs.recorder import Recording, record
 
 from farworld.cli import main
 from farworld.dataset import Dataset
+from farworld.envs.recorder import Recording, record
 
 DMLAB = Path(__file__).parent / "data" / "dmlab_teco_episode.npz"
 

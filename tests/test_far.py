@@ -109,7 +109,7 @@ def test_grouped_clip_attention_equals_one_dense_mask():
     fine_frame = torch.arange(5, 14).repeat_interleave(3)
     coarse_frame = torch.arange(0, 11).repeat_interleave(2)
     tokens = [QKV(*torch.randn(3, 2, 2, len(f), 8, generator=generator).unbind(0)) for f in (fine_frame, coarse_frame)]
-    attend = ClipAttention(window=4, fine_frame=fine_frame, coarse_frame=coarse_frame, group_frames=4)
+    attend = ClipAttention(window=4, fine_frame=fine_frame, coarse_frame=coarse_frame)
     fine_out, _ = attend(0, tokens[0], tokens[1])
     is_fine = torch.tensor([False] * len(coarse_frame) + [True] * len(fine_frame))
     key_frame = torch.cat([coarse_frame, fine_frame])

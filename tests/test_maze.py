@@ -4,8 +4,9 @@ import sys
 
 import numpy as np
 import pytest
-from farworld.envs.maze import BODY_RADIUS, STEP_CELLS, TURNS_PER_CIRCLE, MazeEnv, _carve_maze
 from gymnasium.utils.env_checker import check_env
+
+from farworld.envs.maze import BODY_RADIUS, STEP_CELLS, TURNS_PER_CIRCLE, MazeEnv, _carve_maze
 
 NUM_ACTIONS = 7
 FORWARD_ACTIONS = (1, 5, 6)

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from farworld.envs.recorder import Recording, action_vocabulary, make_env, record, resolve_env_id
 
 from farworld.cli import main
 from farworld.dataset import Dataset
+from farworld.envs.recorder import Recording, action_vocabulary, make_env, record, resolve_env_id
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "tiny_env:Tiny-v0"

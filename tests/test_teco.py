@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from farworld.envs.teco import import_teco
 
 from farworld.dataset import ACTION_TIMING, Dataset
+from farworld.envs.teco import import_teco
 from farworld.video import VideoWriter
 
 DMLAB = Path(__file__).parent / "data" / "dmlab_teco_episode.npz"

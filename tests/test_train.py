@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from farworld.train.config import PRESETS, override, preset
-from farworld.train.evaluate import one_step, psnr
-from farworld.train.pipeline import open_run, run_stages
-from farworld.train.run import Run, learning_rate_factor
 
 from farworld.actions import Action, ActionVocabulary
 from farworld.checkpoint import load_world
 from farworld.dataset import Dataset, DatasetSpec, Episode, create_or_open
+from farworld.train.config import PRESETS, override, preset
+from farworld.train.evaluate import one_step, psnr
+from farworld.train.pipeline import open_run, run_stages
+from farworld.train.run import Run, learning_rate_factor
 
 VOCABULARY = ActionVocabulary(
     (Action(name="noop"), Action(name="left", keys=("left",)), Action(name="right", keys=("right",)))

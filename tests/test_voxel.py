@@ -6,9 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+from gymnasium.utils.env_checker import check_env
+
 from farworld.envs.voxel import VOCABULARY, VoxelEnv
 from farworld.envs.voxel_terrain import AIR, PLANKS, WORLD_HEIGHT, find_tops, generate_world, update_light
-from gymnasium.utils.env_checker import check_env
 
 NAMES = {name: index for index, name in enumerate(VOCABULARY.names)}
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from farworld.train.config import TrainConfig
-from farworld.train.run import Run, TrainState, autocast, fit, step_generator
 from torch import Tensor
 
 from farworld.dataset import Dataset
 from farworld.models.autoencoder import Autoencoder, to_frames, to_pixels
+from farworld.train.config import TrainConfig
+from farworld.train.run import Run, TrainState, autocast, fit, step_generator
 from farworld.video import contact_sheet, write_png
 
 STAGE = "autoencoder"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Annotated, Literal
@@ -52,11 +53,10 @@ def train(
     json
         Print one JSON object as the last line of stdout.
     """
-    from farworld.train.pipeline import open_run, run_stages
-
-    from farworld.console import print_json
+    from farworld.console import print_json, stdout_to_stderr
     from farworld.dataset import Dataset
     from farworld.device import choose_device
+    from farworld.train.pipeline import open_run, run_stages
 
     began = time.perf_counter()
     overrides = list(settings or [])
@@ -65,8 +65,9 @@ def train(
             raise ValueError(f"--steps must be at least 1, got {steps}")
         overrides += [f"autoencoder_steps={steps}", f"world_steps={steps}"]
     chosen = choose_device(device)
-    dataset = Dataset(data, skip_bad=skip_bad)
-    run = open_run(out, preset, overrides, resume=resume, stage=stage, data=dataset)
-    result = run_stages(run, dataset, stage, chosen)
+    with stdout_to_stderr() if json else contextlib.nullcontext():
+        dataset = Dataset(data, skip_bad=skip_bad)
+        run = open_run(out, preset, overrides, resume=resume, stage=stage, data=dataset)
+        result = run_stages(run, dataset, stage, chosen)
     if json:
         print_json({"run": str(out), **result, "seconds": round(time.perf_counter() - began, 1)})

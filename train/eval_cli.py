@@ -46,7 +46,6 @@ def evaluate(
     json
         Print one JSON object as the last line of stdout.
     """
-    from farworld.train.evaluate import one_step as evaluate_one_step
     from rich.console import Console
     from rich.table import Table
 
@@ -54,6 +53,7 @@ def evaluate(
     from farworld.console import print_json, progress_bar
     from farworld.dataset import Dataset
     from farworld.device import choose_device
+    from farworld.train.evaluate import one_step as evaluate_one_step
 
     if not one_step:
         raise ValueError("say what to measure: --one-step is the only protocol so far")

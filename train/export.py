@@ -6,9 +6,6 @@ import importlib.metadata
 
 import numpy as np
 import torch
-from farworld.train import config as train_config
-from farworld.train.evaluate import one_step
-from farworld.train.run import Run, TrainState
 
 from farworld.checkpoint import Context, save_world
 from farworld.dataset import Dataset
@@ -16,6 +13,9 @@ from farworld.device import describe_hardware
 from farworld.models.autoencoder import Autoencoder
 from farworld.models.far import FAR
 from farworld.rollout import Rollout
+from farworld.train import config as train_config
+from farworld.train.evaluate import one_step
+from farworld.train.run import Run, TrainState
 from farworld.video import contact_sheet, write_png
 from farworld.world_model import WorldConfig, WorldModel
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from farworld.train.config import TrainConfig
-from farworld.train.run import Run, autocast, write_json
 from torch import Tensor
 
 from farworld.console import progress_bar
 from farworld.dataset import Dataset
 from farworld.models.autoencoder import Autoencoder
+from farworld.train.config import TrainConfig
+from farworld.train.run import Run, autocast, write_json
 
 ENCODE_BATCH = 32  # frames
 

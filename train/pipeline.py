@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
+from farworld.dataset import Dataset
 from farworld.train.autoencoder import STAGE as AUTOENCODER_STAGE
 from farworld.train.autoencoder import STATISTICS, load_autoencoder, train_autoencoder
 from farworld.train.config import TrainConfig, override, preset
@@ -13,8 +15,6 @@ from farworld.train.latents import cache_latents
 from farworld.train.run import Run
 from farworld.train.world import STAGE as WORLD_STAGE
 from farworld.train.world import split_episodes, train_world
-
-from farworld.dataset import Dataset
 
 
 def open_run(

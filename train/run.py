@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from farworld.train.config import TrainConfig, from_json, to_json
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from farworld.console import progress_bar
+from farworld.train.config import TrainConfig, from_json, to_json
 
 CONFIG_FILE = "run.json"  # not config.json, which is a world's
 COMMANDS_FILE = "commands.txt"  # one line for each sitting
@@ -189,7 +189,8 @@ def fit(
     from torch.utils.tensorboard import SummaryWriter
 
     config = run.config
-    rates = [group["lr"] for group in state.optimizer.param_groups]  # the config's, also when it was changed for this sitting
+    # The config's rates, taken before a checkpoint brings those of an earlier sitting.
+    rates = [group["lr"] for group in state.optimizer.param_groups]
     stored = run.load_checkpoint(stage)
     if stored is not None:
         state.load_state_dict(stored)

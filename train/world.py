@@ -12,14 +12,14 @@ import math
 
 import numpy as np
 import torch
-from farworld.train.config import TrainConfig
-from farworld.train.latents import LatentDataset
-from farworld.train.run import Run, TrainState, autocast, fit, moving_average, step_generator
 from torch import Tensor
 
 from farworld.dataset import Dataset
 from farworld.models import flow
 from farworld.models.far import CLEAN_SHORT_TERM, FAR, TIMESTEP_SCALE
+from farworld.train.config import TrainConfig
+from farworld.train.latents import LatentDataset
+from farworld.train.run import Run, TrainState, autocast, fit, moving_average, step_generator
 
 STAGE = "world"
 STAGE_KEY = 2  # see step_generator

@@ -147,9 +147,10 @@ class ClipAttention:
     of the group can see; the result is that of one dense mask.
     """
 
-    def __init__(self, *, window: int, fine_frame: Tensor, coarse_frame: Tensor, group_frames: int = 4) -> None:
+    def __init__(self, *, window: int, fine_frame: Tensor, coarse_frame: Tensor) -> None:
         """Prepare masks; `fine_frame` (N,) and `coarse_frame` (M,) are the ascending frames of the tokens."""
         first_fine = int(fine_frame[0])
+        group_frames = max(1, window // 2)  # larger groups waste work on masked pairs, smaller ones on calls
         self.coarse_mask = visible_coarse(coarse_frame, coarse_frame)
         self.groups: list[tuple[slice, slice, slice, Tensor]] = []
         for low in range(first_fine, int(fine_frame[-1]) + 1, group_frames):
