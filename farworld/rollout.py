@@ -82,7 +82,7 @@ class Rollout:
         self._cache = KVCache(
             world.config.model,
             batch_size=batch_size * self._branches,
-            long_term_frames=context_frames - window,
+            long_term_frames=context_frames - window + 1,  # the window counts the frame to come
             device=world.device,
         )
         # The newest `window` frames, still needed: the newest for its fine tokens, the oldest for its coarse ones.

@@ -1,5 +1,7 @@
 """FAR: what tokens see, and that the cache changes what a frame costs, never what it shows."""
 
+import dataclasses
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -230,3 +232,26 @@ def test_a_fresh_model_predicts_zero_velocity():
     model = FAR(config)
     velocity = model(torch.randn(1, 2, 4, 4, 4), torch.full((1, 2), 300.0), torch.zeros(1, 2, dtype=torch.int64), None)
     assert velocity.abs().max() == 0
+
+
+def test_the_context_holds_as_many_frames_as_it_says(world):
+    """With a context of 6 frames the next frame depends on the 6th frame back and not on the 7th.
+
+    One layer, so that nothing older lives on in the keys of what is still there; the ring has wrapped by then.
+    """
+    config = dataclasses.replace(world.config, model=dataclasses.replace(world.config.model, num_layers=1))
+    shallow = WorldModel(config)
+    randomise(shallow.transformer)
+    shallow.autoencoder.load_state_dict(world.autoencoder.state_dict())
+    shallow.eval()
+    frames, actions = clip(15, batch=1)
+    results = []
+    for changed in (None, 15 - 6, 15 - 7):
+        other = frames.clone()
+        if changed is not None:
+            other[:, changed] = 255 - other[:, changed]
+        rollout = Rollout(shallow, num_steps=1, context_frames=6)
+        rollout.prime(other, actions[:, :14], seed=1)
+        results.append(rollout.step_latents(1))
+    assert (results[0] - results[1]).abs().max() > 1e-5
+    assert torch.equal(results[0], results[2])

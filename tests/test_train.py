@@ -1,7 +1,9 @@
 """Training: stages, resume, export and the scores of a world that was really learned."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,8 @@ import torch
 from farworld.actions import Action, ActionVocabulary
 from farworld.checkpoint import load_world
 from farworld.dataset import Dataset, DatasetSpec, Episode, create_or_open
+from farworld.train import autoencoder as autoencoder_stage
+from farworld.train import world as world_stage
 from farworld.train.config import PRESETS, override, preset
 from farworld.train.evaluate import one_step, psnr
 from farworld.train.pipeline import open_run, run_stages
@@ -23,6 +27,7 @@ from farworld.train.run import Run, learning_rate_factor
 VOCABULARY = ActionVocabulary(
     (Action(name="noop"), Action(name="left", keys=("left",)), Action(name="right", keys=("right",)))
 )
+HELD_OUT_DRAWS = 33  # frames that the autoencoder stage draws after its steps: one sample sheet, 32 for statistics
 SMALL = [
     "frame_size=16", "latent_channels=8", "autoencoder_widths=(16,32)", "encoder_blocks=(0,1)", "decoder_blocks=(1,1)",
     "num_layers=2", "num_heads=1", "patch_size=2", "context_patch_size=2", "short_term_frames=3", "fine_frames=6",
@@ -88,46 +93,90 @@ def test_a_run_folder_holds_what_the_readme_says(learned):
     for name in ("checkpoints", "logs", "samples", "world/model.safetensors", "world/autoencoder.safetensors",
                  "world/contexts.safetensors", "world/config.json", "world/README.md", "run.json"):  # fmt: skip
         assert (learned / name).exists(), name
-    assert list((learned / "logs").glob("events.*")) and list((learned / "samples").glob("world-*.png"))
+    assert list((learned / "logs").glob("world/events.*")) and list((learned / "samples").glob("world-*.png"))
     config = json.loads((learned / "world" / "config.json").read_text())
     assert config["action_timing"] == "after_frame" and config["training"]["config"]["world_steps"] == 400
     card = (learned / "world" / "README.md").read_text()
     assert "held-out episodes" in card and "maze-xs" in card
 
 
-def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(bars, tmp_path):
-    """Everything random in a step is keyed by the step: 6 + 4 steps equal 10."""
-    steps = ("autoencoder_steps=10", "world_steps=10", "checkpoint_every=3", "decay_fraction=0.3")
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(bars, tmp_path, monkeypatch):
+    """Ctrl-C in the middle of a step of each stage: the step is finished and kept, and 5 + 5 steps equal 10."""
+    steps = ("autoencoder_steps=10", "world_steps=10", "checkpoint_every=4")
     straight, _ = train(tmp_path / "straight", bars, *steps)
-
-    class Stop(KeyboardInterrupt):
-        pass
-
     calls = 0
-    original = Run.save_checkpoint
 
-    def interrupted(run, stage, state):
-        nonlocal calls
-        path = original(run, stage, state)
-        calls += 1
-        if calls in (2, 7):  # once in each trained stage
-            raise Stop
-        return path
+    def interrupting(function):
+        def draw(*args):
+            nonlocal calls
+            calls += 1
+            if calls in (5, 5 + 10 + HELD_OUT_DRAWS):
+                signal.raise_signal(signal.SIGINT)
+            return function(*args)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "save_checkpoint", interrupted)
-        for attempt in range(3):
-            try:
-                train(tmp_path / "broken", bars, *steps, resume=attempt > 0)
-                break
-            except Stop:
-                continue
-        else:
-            pytest.fail("the run was interrupted more often than it should")
-    weights = [torch.load(p / "checkpoints/world-00000010.pt") for p in (straight.path, tmp_path / "broken")]
+        return draw
+
+    monkeypatch.setattr(autoencoder_stage, "random_frames", interrupting(autoencoder_stage.random_frames))
+    monkeypatch.setattr(world_stage, "random_clips", interrupting(world_stage.random_clips))
+    broken = tmp_path / "broken"
+    for attempt, stage in enumerate(("autoencoder", "world")):
+        with pytest.raises(KeyboardInterrupt):
+            train(broken, bars, *steps, resume=attempt > 0)
+        assert [file.name for file in (broken / "checkpoints").glob(f"{stage}-*")].count(f"{stage}-00000005.pt") == 1
+    train(broken, bars, *steps, resume=True)
+    weights = [torch.load(run / "checkpoints" / "world-00000010.pt") for run in (straight.path, broken)]
     for key in ("model", "average"):
         for name, tensor in weights[0][key].items():
             assert torch.equal(tensor, weights[1][key][name]), name
+
+
+def test_architecture_and_autoencoder_are_fixed_once_weights_depend_on_them(bars, tmp_path):
+    """A resume cannot quietly swap what trained weights rest on, and the refused settings leave no trace."""
+    steps = ("autoencoder_steps=2", "world_steps=2")
+    run, _ = train(tmp_path / "run", bars, *steps)
+    with pytest.raises(ValueError, match="num_layers=2.*another --out"):
+        train(run.path, bars, "num_layers=3", resume=True)
+    with pytest.raises(ValueError, match="a world model is trained on it"):
+        train(run.path, bars, "autoencoder_steps=4", resume=True)
+    _, result = train(run.path, bars, "autoencoder_steps=2", "world_steps=3", resume=True)
+    assert result["world_steps"] == 3
+
+
+def test_an_infinite_loss_stops_the_run_and_keeps_the_last_checkpoint(bars, tmp_path, monkeypatch):
+    run, _ = train(tmp_path / "run", bars, "autoencoder_steps=4", "checkpoint_every=2", stage="autoencoder")
+    monkeypatch.setattr(autoencoder_stage, "to_pixels", lambda frames: frames.permute(0, 3, 1, 2).float() * torch.inf)
+    with pytest.raises(ValueError, match="lower the stage's learning rate"):
+        train(run.path, bars, "autoencoder_steps=8", resume=True, stage="autoencoder")
+    stored = run.load_checkpoint("autoencoder")
+    assert stored is not None and stored["step"] == 4
+
+
+def test_a_full_disk_leaves_the_last_checkpoint_and_no_rubbish(bars, tmp_path, monkeypatch):
+    run, _ = train(tmp_path / "run", bars, "autoencoder_steps=2", stage="autoencoder")
+    before = sorted(run.checkpoints.iterdir())
+
+    def full(state, file):
+        file.write(b"half a checkpoint")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train(run.path, bars, "autoencoder_steps=4", resume=True, stage="autoencoder")
+    assert sorted(run.checkpoints.iterdir()) == before
+
+
+def test_damaged_episodes_stop_training_unless_they_are_left_out(bars, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(bars, data)
+    victim = sorted((data / "episodes").glob("*.tar"))[3]
+    victim.write_bytes(victim.read_bytes()[:700])
+    command = [sys.executable, "-m", "farworld", "train", "--data", str(data), "--out", str(tmp_path / "run"),
+               "--preset", "maze-xs", "--stage", "autoencoder", "--json", "--set", *SMALL,
+               "autoencoder_steps=1"]  # fmt: skip
+    refused = subprocess.run(command, capture_output=True, text=True)
+    assert refused.returncode == 2 and victim.name in refused.stderr and "--skip-bad" in refused.stderr
+    accepted = subprocess.run([*command, "--skip-bad"], capture_output=True, text=True)
+    assert accepted.returncode == 0 and json.loads(accepted.stdout)["bad_files"] == 1
 
 
 def test_kill_minus_nine_and_resume_through_the_command(bars, tmp_path):

@@ -55,6 +55,14 @@ def load_autoencoder(run: Run) -> Autoencoder:
 def train_autoencoder(run: Run, data: Dataset, episodes: list[int], held_out: list[int], device: torch.device) -> None:
     """Run the stage to its end, then measure and store the latents' mean and scale."""
     config: TrainConfig = run.config
+    finished = run.load_checkpoint(STATISTICS)
+    if finished is not None and finished["step"] >= config.autoencoder_steps:
+        return  # measuring again could move the scale under a world model that is half trained
+    if run.checkpoint_files("world"):
+        raise ValueError(
+            f"the autoencoder of {run.path} has {finished['step'] if finished else 0} steps and a world model is "
+            f"trained on it; to train it to {config.autoencoder_steps} begin a new run, or go on with --stage world"
+        )
     torch.manual_seed(config.seed)
     model = Autoencoder(config.autoencoder()).to(device)
     optimizer = torch.optim.AdamW(

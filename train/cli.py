@@ -69,5 +69,14 @@ def train(
         dataset = Dataset(data, skip_bad=skip_bad)
         run = open_run(out, preset, overrides, resume=resume, stage=stage, data=dataset)
         result = run_stages(run, dataset, stage, chosen)
+    seconds = round(time.perf_counter() - began, 1)
     if json:
-        print_json({"run": str(out), **result, "seconds": round(time.perf_counter() - began, 1)})
+        print_json({"run": str(out), **result, "bad_files": len(dataset.bad), "seconds": seconds})
+        return
+    left_out = f"; {len(dataset.bad)} bad files left out" if dataset.bad else ""
+    print(f"{stage} done in {seconds:.0f} s -> {out}{left_out}")
+    if "world" in result:
+        print(
+            f"one step on held-out episodes: {result['psnr'] or result['idle_psnr']:.1f} dB; "
+            f"play it: farworld play --ckpt {out}"
+        )

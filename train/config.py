@@ -12,6 +12,16 @@ from typing import Any
 from farworld.models.autoencoder import AutoencoderConfig
 from farworld.models.far import FARConfig
 
+AT_LEAST_ONE = (
+    "autoencoder_steps", "world_steps", "autoencoder_batch_size", "world_batch_size", "checkpoint_every",
+    "sample_every", "log_every", "num_layers", "num_heads", "num_steps", "num_contexts", "start_frames",
+)  # fmt: skip
+# What the weights of each stage's checkpoints depend on.
+ARCHITECTURE = {
+    "autoencoder": ("frame_size", "latent_channels", "autoencoder_widths", "encoder_blocks", "decoder_blocks"),
+    "world": ("num_layers", "num_heads", "head_size", "patch_size", "context_patch_size", "short_term_frames"),
+}
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
@@ -42,7 +52,7 @@ class TrainConfig:
     world_steps: int
     world_batch_size: int = 8  # clips
     fine_frames: int = 16  # frames of a clip that are trained on, the last ones
-    max_clip_frames: int = 256  # longest clip; the length is drawn log-uniformly from fine_frames up
+    max_clip_frames: int = 300  # longest clip; the length is drawn log-uniformly from fine_frames up
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     ema_decay: float = 0.999
@@ -73,7 +83,7 @@ class TrainConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
-        for name in ("checkpoint_every", "sample_every", "log_every", "world_batch_size", "autoencoder_batch_size"):
+        for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.clean_context_ratio < 1:
@@ -83,6 +93,15 @@ class TrainConfig:
                 f"fine_frames must be at least 2 and at most max_clip_frames {self.max_clip_frames}, "
                 f"got {self.fine_frames}"
             )
+        if self.context_frames < self.short_term_frames:
+            raise ValueError(
+                f"context_frames must be at least short_term_frames {self.short_term_frames}, got {self.context_frames}"
+            )
+        if self.frame_size % (compression := self.autoencoder().compression):
+            raise ValueError(
+                f"frame_size must be a multiple of {compression}, the autoencoder's compression, got {self.frame_size}"
+            )
+        self.far(num_actions=1)  # checks the transformer's sizes
 
     def autoencoder(self) -> AutoencoderConfig:
         """The autoencoder's sizes."""
@@ -146,13 +165,13 @@ _VOXEL = TrainConfig(
 PRESETS: dict[str, TrainConfig] = {
     "maze-xs": dataclasses.replace(
         _MAZE, preset="maze-xs", autoencoder_widths=(32, 64, 128), decoder_blocks=(1, 1, 1), autoencoder_steps=1000,
-        num_layers=4, num_heads=4, world_steps=1000, max_clip_frames=64,
+        num_layers=4, num_heads=4, world_steps=1000, max_clip_frames=64, context_frames=64,
     ),
     "maze-s": _MAZE,
     "voxel-xs": dataclasses.replace(
         _VOXEL, preset="voxel-xs", autoencoder_widths=(16, 32, 64, 128), decoder_blocks=(1, 1, 1, 1),
         autoencoder_batch_size=8, autoencoder_steps=1000, num_layers=4, num_heads=2, world_steps=1000, patch_size=2,
-        max_clip_frames=64,
+        max_clip_frames=64, context_frames=64,
     ),
     "voxel-s": _VOXEL,
 }  # fmt: skip
@@ -212,4 +231,7 @@ def from_json(values: dict) -> TrainConfig:
     unknown = sorted(set(values) - known)
     if unknown:
         raise ValueError(f"the run's config has unknown fields {', '.join(unknown)}; it comes from another version")
-    return TrainConfig(**values)
+    try:
+        return TrainConfig(**values)
+    except TypeError as error:
+        raise ValueError(f"the run's config lacks fields ({error}); it comes from another version") from error

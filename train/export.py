@@ -54,9 +54,9 @@ def draw_samples(
     start = run.config.start_frames
     rows = []
     for episode in held_out[:SAMPLE_EPISODES]:
-        frames, actions = data.frames(episode, 0, start + SAMPLE_FRAMES), data.actions(episode)
-        if len(frames) < start + SAMPLE_FRAMES:
+        if data.num_frames(episode) < start + SAMPLE_FRAMES:
             continue
+        frames, actions = data.frames(episode, 0, start + SAMPLE_FRAMES), data.actions(episode)
         rollout = Rollout(world)
         rollout.prime(frames[None, :start], actions[None, : start - 1])
         predicted = [rollout.step(int(action))[0] for action in actions[start - 1 : start - 1 + SAMPLE_FRAMES]]
@@ -85,6 +85,8 @@ def export_world(
         "config": train_config.to_json(run.config),
         "data": {
             "env": data.spec.env_id,
+            "policy": data.spec.policy,
+            "seed": data.spec.seed,
             "episodes": len(data),
             "frames": sum(data.num_frames(i) for i in range(len(data))),
             "held_out_episodes": len(held_out),
@@ -94,6 +96,8 @@ def export_world(
     }
     world = assemble(run, data, transformer, autoencoder, training)
     scores = one_step(world, data, held_out[:CARD_EPISODES], max_frames=CARD_FRAMES)
+    shuffled = one_step(world, data, held_out[:CARD_EPISODES], max_frames=CARD_FRAMES, shuffle_actions=True)
+    scores["shuffled_actions_psnr"] = shuffled["psnr"]
     training["held_out_one_step"] = scores
     contexts = [_context(data, episode, run.config.start_frames) for episode in held_out[: run.config.num_contexts]]
     save_world(run.world, world.config, transformer, autoencoder, contexts, _card(world, scores))
@@ -120,14 +124,14 @@ def _card(world: WorldModel, scores: dict) -> str:
     moving = scores["psnr"] is not None
     rows = (
         f"| frames that differ from the one before | {scores['psnr']:.2f} dB / {scores['ssim']:.3f} | "
-        f"{scores['copy_last_psnr']:.2f} dB / {scores['copy_last_ssim']:.3f} |"
+        f"{scores['copy_last_psnr']:.2f} dB / {scores['copy_last_ssim']:.3f} |\n"
+        f"| the same with the actions shuffled | {scores['shuffled_actions_psnr']:.2f} dB | |"
         if moving
         else "| frames that differ from the one before | none | none |"
     )
     return f"""---
 library_name: farworld
 tags: [world-model, action-conditioned-video, autoregressive, flow-matching]
-license: apache-2.0
 ---
 # {config.name}
 
@@ -140,6 +144,7 @@ Play it: `farworld play --ckpt PATH`. Actions: {", ".join(config.vocabulary.name
 ## Training
 
 - Data: {training["data"]["episodes"]} episodes, {training["data"]["frames"]:,} frames of `{training["data"]["env"]}`,
+  recorded with policy {training["data"]["policy"]} and seed {training["data"]["seed"]};
   {training["data"]["held_out_episodes"]} episodes held out.
 - Autoencoder: {training["autoencoder"]["steps"]} steps, {training["autoencoder"]["seconds"] / 60:.0f} minutes.
   World model: {training["world"]["steps"]} steps, {training["world"]["seconds"] / 60:.0f} minutes.

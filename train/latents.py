@@ -59,6 +59,8 @@ def cache_latents(run: Run, autoencoder: Autoencoder, data: Dataset, device: tor
     key = _key(autoencoder, data, counts)
     progress_file, file = run.latents / "progress.json", run.latents / "latents.f16"
     done = _episodes_done(progress_file, key)
+    if done == 0:
+        progress_file.unlink(missing_ok=True)  # what it says about the old content is no longer so
     if not file.is_file() or file.stat().st_size != 2 * int(np.prod(shape)):
         done = 0
         _allocate(file, 2 * int(np.prod(shape)))
@@ -89,6 +91,8 @@ def _encode(model: Autoencoder, frames: np.ndarray, config: TrainConfig, device:
 def _key(autoencoder: Autoencoder, data: Dataset, counts: list[int]) -> str:
     """Names the weights and the episodes that a cache was made from."""
     digest = hashlib.sha256(json.dumps([data.episodes, counts]).encode())
+    for episode in range(len(data)):
+        digest.update(data.actions(episode).tobytes())
     for tensor in autoencoder.state_dict().values():
         digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()

@@ -9,7 +9,7 @@ import torch
 from farworld.dataset import Dataset
 from farworld.train.autoencoder import STAGE as AUTOENCODER_STAGE
 from farworld.train.autoencoder import STATISTICS, load_autoencoder, train_autoencoder
-from farworld.train.config import TrainConfig, override, preset
+from farworld.train.config import ARCHITECTURE, TrainConfig, override, preset
 from farworld.train.export import draw_samples, export_world
 from farworld.train.latents import cache_latents
 from farworld.train.run import Run
@@ -33,12 +33,24 @@ def open_run(
         if preset_name not in (None, stored.preset):
             raise ValueError(f"{path} was begun with --preset {stored.preset}, not {preset_name}; choose another --out")
         config = override(stored, overrides)
+        _check_architecture(path, stored, config)
     elif preset_name is None:
         raise ValueError("a new run needs --preset: maze-xs, maze-s, voxel-xs or voxel-s")
     else:
         config = preset(preset_name, overrides)
     _check_data(data, config)
     return Run(path, config)
+
+
+def _check_architecture(path: Path, stored: TrainConfig, config: TrainConfig) -> None:
+    """Weights that are there must fit what was asked for."""
+    for stage, fields in ARCHITECTURE.items():
+        changed = [name for name in fields if getattr(stored, name) != getattr(config, name)]
+        if changed and any((path / "checkpoints").glob(f"{stage}-*.pt")):
+            raise ValueError(
+                f"{path} has a trained {stage} with {changed[0]}={getattr(stored, changed[0])!r}, which --set cannot "
+                f"change to {getattr(config, changed[0])!r}; begin a new run with another --out"
+            )
 
 
 def _begun_stages(path: Path, stage: str) -> str:

@@ -13,13 +13,17 @@ import math
 import os
 import pickle
 import re
+import shlex
+import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -48,13 +52,19 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
         write_json(path / CONFIG_FILE, to_json(config))
         with open(path / COMMANDS_FILE, "a", encoding="utf-8") as file:
-            file.write(" ".join(["farworld", *sys.argv[1:]]) + "\n")
+            file.write(shlex.join(["farworld", *sys.argv[1:]]) + "\n")
 
     @staticmethod
     def stored_config(path: Path) -> TrainConfig | None:
         """The config of a run begun before, or None."""
         file = path / CONFIG_FILE
-        return from_json(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else None
+        if not file.is_file():
+            return None
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+            return from_json(values if isinstance(values, dict) else {})
+        except ValueError as error:
+            raise ValueError(f"{file}: {error}") from error
 
     @property
     def commands(self) -> list[str]:
@@ -70,11 +80,14 @@ class Run:
         """Write a checkpoint atomically and drop all but the newest few."""
         path = self.checkpoints / f"{stage}-{state['step']:08d}.pt"
         temporary = path.with_suffix(".tmp")
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        try:
+            with open(temporary, "wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)  # a full disk keeps nothing of it
         for old in self.checkpoint_files(stage)[KEPT_CHECKPOINTS:]:
             old.unlink()
         return path
@@ -145,7 +158,8 @@ def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> fl
 
 def step_generator(config: TrainConfig, stage: int, step: int) -> torch.Generator:
     """The source of everything random in one step."""
-    return torch.Generator().manual_seed((config.seed * 4 + stage) * 2**40 + step)
+    key = np.random.SeedSequence([config.seed, stage, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(key >> np.uint64(1)))
 
 
 def autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager:
@@ -160,6 +174,32 @@ def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[Callable[[], bool]]:
+    """Hold back the first Ctrl-C, so that a step is never cut in two; a second one interrupts at once.
+
+    Yields:
+        A function that says whether the first one has come.
+    """
+    came = False
+
+    def hold(signum: int, frame: object) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield lambda: False
+        return
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, hold)
+    try:
+        yield lambda: came
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def fit(
@@ -185,6 +225,7 @@ def fit(
 
     Raises:
         ValueError: the loss is not finite; the last checkpoint is intact.
+        KeyboardInterrupt: Ctrl-C, after the step in progress and its checkpoint.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -197,45 +238,45 @@ def fit(
     if state.step >= total_steps:
         return
     state.model.train()
-    parameters = [p for p in state.model.parameters() if p.requires_grad]
     began = time.perf_counter() - state.seconds
+    bar = progress_bar(
+        f"{stage:<11}", total_steps * frames_per_step, unit="frames", completed=state.step * frames_per_step
+    )
+    with SummaryWriter(str(run.logs / stage), purge_step=state.step) as log, bar as advance, interrupts_held() as held:
+        while state.step < total_steps:
+            factor = learning_rate_factor(state.step, total_steps, config)
+            for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            loss, norm = _update(state, stage, loss_of_step(state.step), config.gradient_clip)
+            advance(frames_per_step, note=f"step {state.step}/{total_steps} loss {loss:.4f}")
+            interrupted, finished = held(), state.step == total_steps
+            if state.step % config.log_every == 0:
+                log.add_scalar(f"{stage}/loss", loss, state.step)
+                log.add_scalar(f"{stage}/gradient_norm", norm, state.step)
+                log.add_scalar(f"{stage}/learning_rate_factor", factor, state.step)
+            if state.step % config.checkpoint_every == 0 or finished or interrupted:
+                state.seconds = time.perf_counter() - began
+                run.save_checkpoint(stage, state.state_dict())
+            if interrupted:
+                raise KeyboardInterrupt
+            if state.step % config.sample_every == 0 or finished:
+                sample(state.step)
+                state.model.train()
 
-    def save() -> None:
-        state.seconds = time.perf_counter() - began
-        run.save_checkpoint(stage, state.state_dict())
 
-    with (
-        SummaryWriter(str(run.logs), purge_step=state.step) as log,
-        progress_bar(f"{stage:<11}", total_steps * frames_per_step, unit="frames",
-                     completed=state.step * frames_per_step) as advance,
-    ):  # fmt: skip
-        try:
-            while state.step < total_steps:
-                factor = learning_rate_factor(state.step, total_steps, config)
-                for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
-                    group["lr"] = rate * factor
-                loss = loss_of_step(state.step)
-                state.optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                norm = nn.utils.clip_grad_norm_(parameters, config.gradient_clip)
-                if not math.isfinite(value := float(loss.detach())):
-                    raise ValueError(
-                        f"the {stage} loss is {value} at step {state.step}; lower learning_rate with --set and resume"
-                    )
-                state.optimizer.step()
-                if state.average:
-                    state.average.update_parameters(state.model)
-                state.step += 1
-                advance(frames_per_step, note=f"step {state.step}/{total_steps} loss {value:.4f}")
-                if state.step % config.log_every == 0:
-                    log.add_scalar(f"{stage}/loss", value, state.step)
-                    log.add_scalar(f"{stage}/gradient_norm", float(norm), state.step)
-                    log.add_scalar(f"{stage}/learning_rate_factor", factor, state.step)
-                if state.step % config.checkpoint_every == 0 or state.step == total_steps:
-                    save()
-                if state.step % config.sample_every == 0 or state.step == total_steps:
-                    sample(state.step)
-                    state.model.train()
-        except KeyboardInterrupt:
-            save()
-            raise
+def _update(state: TrainState, stage: str, loss: torch.Tensor, gradient_clip: float) -> tuple[float, float]:
+    """One step of the optimizer; the loss and the gradient's norm."""
+    state.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), gradient_clip))
+    value = float(loss.detach())
+    if not (math.isfinite(value) and math.isfinite(norm)):
+        raise ValueError(
+            f"the {stage} loss is {value} and its gradient's norm {norm} at step {state.step}; "
+            "lower the stage's learning rate with --set, and go on with --resume"
+        )
+    state.optimizer.step()
+    if state.average:
+        state.average.update_parameters(state.model)
+    state.step += 1
+    return value, norm

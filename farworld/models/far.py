@@ -55,6 +55,10 @@ class FARConfig:
                 raise ValueError(
                     f"{name} must divide the latent size {self.latent_height}×{self.latent_width}, got {patch}"
                 )
+        if self.context_patch_size % self.patch_size:
+            raise ValueError(
+                f"context_patch_size must be a multiple of patch_size {self.patch_size}, got {self.context_patch_size}"
+            )
         if self.head_size % 16:
             raise ValueError(f"head_size must be a multiple of 16 for 3-D RoPE, got {self.head_size}")
         if self.short_term_frames < 2:
@@ -204,20 +208,18 @@ def rope_table(
         Two tensors (F · rows · columns, K / 2).
     """
     axis_sizes = (head_size // 4, head_size * 3 // 8, head_size * 3 // 8)
-    device = frame.device
+    # On the CPU: not every accelerator knows float64.
     positions = torch.cartesian_prod(
-        frame.double(),
-        torch.arange(rows, device=device).double() * stride,
-        torch.arange(columns, device=device).double() * stride,
+        frame.cpu().double(), torch.arange(rows).double() * stride, torch.arange(columns).double() * stride
     )
     angles = torch.cat(
         [
-            position[:, None] * ROPE_THETA ** (-torch.arange(0, size, 2, device=device, dtype=torch.float64) / size)
+            position[:, None] * ROPE_THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
             for position, size in zip(positions.unbind(-1), axis_sizes, strict=True)
         ],
         dim=-1,
     )
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+    return angles.cos().to(dtype).to(frame.device), angles.sin().to(dtype).to(frame.device)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
