@@ -76,7 +76,10 @@ def one_step(
         if shuffle_actions:
             rngs = [np.random.default_rng([seed, i]) for i, _ in group]
             actions = np.stack([rng.permutation(row) for rng, row in zip(rngs, actions, strict=True)])
-        rollout = Rollout(world, batch_size=len(group), num_steps=num_steps)
+        # A cache larger than the episode would only cost time.
+        window, length = world.config.model.short_term_frames, frames.shape[1]
+        context_frames = max(window, min(world.config.context_frames, length))
+        rollout = Rollout(world, batch_size=len(group), num_steps=num_steps, context_frames=context_frames)
         rollout.prime(frames[:, :1], actions[:, :0], seed=seed)
         steps = rollout.num_steps
         for t in range(actions.shape[1]):

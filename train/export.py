@@ -29,7 +29,7 @@ def assemble(run: Run, data: Dataset, transformer: FAR, autoencoder: Autoencoder
     """Join a transformer and an autoencoder into a world model, without copying them."""
     config = run.config
     world_config = WorldConfig(
-        name=config.preset,
+        name=run.path.resolve().name,
         model=transformer.config,
         autoencoder=autoencoder.config,
         vocabulary=data.spec.action_vocabulary,
