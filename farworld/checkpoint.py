@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ MODEL_FILE = "model.safetensors"
 AUTOENCODER_FILE = "autoencoder.safetensors"
 CONTEXTS_FILE = "contexts.safetensors"
 CARD_FILE = "README.md"
+INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +85,9 @@ def resolve(checkpoint: str | os.PathLike) -> Path:
         return Path(str(resources.files("farworld.assets") / "worlds" / text))
     path = Path(text).expanduser()
     for folder in (path, path / "world"):
-        if (folder / CONFIG_FILE).is_file():
-            return folder
+        for candidate in (folder, _retired(folder)):
+            if (candidate / CONFIG_FILE).is_file():
+                return candidate
     if path.is_dir():
         raise FileNotFoundError(
             f"{path} is no world: neither {path / CONFIG_FILE} nor {path / 'world' / CONFIG_FILE} is there; "
@@ -100,16 +103,23 @@ def resolve(checkpoint: str | os.PathLike) -> Path:
     )
 
 
+def _retired(path: Path) -> Path:
+    """Where `save_world` keeps the old world until the new one is in place; whoever dies in between leaves it there."""
+    return path.parent / f".{path.name}.old"
+
+
 def _download(repository: str) -> Path:
     """Fetch a world from the Hugging Face hub into its cache."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from huggingface_hub import errors, snapshot_download
 
+    hub_errors = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    # Connections that fail raise errors of the HTTP library that the hub uses (which one depends on its version).
+    expected: tuple[type[Exception], ...] = (OSError, *hub_errors, *errors.HfHubHTTPError.__bases__)
     name, _, revision = repository.partition("@")
     files = [CONFIG_FILE, MODEL_FILE, AUTOENCODER_FILE, CONTEXTS_FILE, CARD_FILE]
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
-    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
+    except expected as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise FileNotFoundError(
             f"no world {repository!r}: there is no folder {Path(name).absolute()}, and the Hugging Face hub "
@@ -130,6 +140,8 @@ def config_to_json(config: WorldConfig) -> dict:
 
 def config_from_json(values: Mapping, source: str = CONFIG_FILE) -> WorldConfig:
     """Read a config; a missing or unknown field is a ValueError that names it."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{source}: expected a JSON object, got {type(values).__name__}; fetch or export it again")
     values = dict(values)
     kind, version = values.pop("format", None), values.pop("version", None)
     if (kind, version) != (WORLD_FORMAT, FORMAT_VERSION):
@@ -162,10 +174,11 @@ def load_world(checkpoint: str | os.PathLike, *, device: str | torch.device = "c
             raise FileNotFoundError(f"the world {path} lacks {name}; copy or export it again")
     try:
         values = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(f"{path / CONFIG_FILE} is no JSON: {error}") from error
+    config = config_from_json(values, str(path / CONFIG_FILE))
     with torch.device("meta"):
-        model = WorldModel(config_from_json(values, str(path / CONFIG_FILE)))
+        model = WorldModel(config)
     model.to_empty(device="cpu")
     load_weights(model.transformer, path / MODEL_FILE)
     load_weights(model.autoencoder, path / AUTOENCODER_FILE)
@@ -174,7 +187,7 @@ def load_world(checkpoint: str | os.PathLike, *, device: str | torch.device = "c
             module.reset_buffers()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.eval().requires_grad_(False).to(device)
-    return World(model, load_contexts(path / CONTEXTS_FILE), path)
+    return World(model, load_contexts(path / CONTEXTS_FILE, config), path)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
@@ -200,26 +213,58 @@ def load_weights(module: nn.Module, path: Path) -> None:
     module.load_state_dict(stored)
 
 
-def load_contexts(path: Path) -> list[Context]:
-    """The start contexts of a world."""
+def load_contexts(path: Path, config: WorldConfig) -> list[Context]:
+    """The start contexts of a world, every tensor accounted for by name, shape and type.
+
+    Raises:
+        ValueError: a tensor is missing, surplus or not what the config says; the message says which.
+    """
     tensors = _read_tensors(path)
-    count = len(tensors) // 2
-    try:
-        return [
-            Context(tensors[f"frames.{i}"].numpy(), tensors[f"actions.{i}"].numpy().astype(np.int64))
-            for i in range(count)
-        ]
-    except KeyError as error:
-        raise ValueError(f"{path} lacks the tensor {error}") from error
+    matches = {name: re.fullmatch(r"(?:frames|actions)\.([0-9]+)", name) for name in tensors}
+    surplus = sorted(name for name, match in matches.items() if not match)
+    if surplus:
+        raise ValueError(f"{path} holds the tensor {surplus[0]!r}; expected frames.0, actions.0, frames.1, …")
+    count = max((int(match[1]) + 1 for match in matches.values() if match), default=0)
+    return [_read_context(path, tensors, i, config) for i in range(count)]
+
+
+def _read_context(path: Path, tensors: Mapping[str, Tensor], index: int, config: WorldConfig) -> Context:
+    for name in (f"frames.{index}", f"actions.{index}"):
+        if name not in tensors:
+            raise ValueError(f"{path} lacks the tensor {name!r}; fetch or export it again")
+    frames, actions = tensors[f"frames.{index}"], tensors[f"actions.{index}"]
+    size = (config.frame_height, config.frame_width, 3)
+    if frames.dtype != torch.uint8 or frames.ndim != 4 or tuple(frames.shape[1:]) != size or len(frames) < 1:
+        raise ValueError(
+            f"{path}: tensor 'frames.{index}' must be uint8 of shape (1 or more,) + {size}, found {_describe(frames)}"
+        )
+    if actions.dtype not in INTEGERS or tuple(actions.shape) != (len(frames) - 1,):
+        raise ValueError(
+            f"{path}: tensor 'actions.{index}' must be integers of shape ({len(frames) - 1},), one fewer than its "
+            f"frames, found {_describe(actions)}"
+        )
+    last = len(config.vocabulary) - 1
+    if actions.numel() and not 0 <= int(actions.min()) <= int(actions.max()) <= last:
+        raise ValueError(
+            f"{path}: tensor 'actions.{index}' must be in [0, {last}], the vocabulary's range, "
+            f"found {int(actions.min())} to {int(actions.max())}"
+        )
+    return Context(frames.numpy(), actions.numpy().astype(np.int64))
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
 def save_world(
     path: Path, config: WorldConfig, transformer: nn.Module, autoencoder: nn.Module, contexts: list[Context], card: str
 ) -> None:
-    """Write a world directory, weights in float16; a reader sees the old world or the new one, never a mix.
+    """Write a world directory, matrices in float16.
+
+    Whenever the writer dies, the old world or the new one is there complete: `resolve` finds it.
 
     Raises:
-        ValueError: a weight is not finite in float16.
+        ValueError: a weight is not finite, or beyond float16.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -228,25 +273,28 @@ def save_world(
         save_file({key: _to_half(key, tensor) for key, tensor in module.state_dict().items()}, temporary / name)
     tensors = {}
     for i, context in enumerate(contexts):
-        tensors[f"frames.{i}"] = torch.from_numpy(np.ascontiguousarray(context.frames))
-        tensors[f"actions.{i}"] = torch.from_numpy(np.ascontiguousarray(context.actions))
+        # Copies: starts may be slices of one episode, and safetensors refuses tensors that share memory.
+        tensors[f"frames.{i}"] = torch.from_numpy(np.array(context.frames, order="C"))
+        tensors[f"actions.{i}"] = torch.from_numpy(np.array(context.actions, order="C"))
     save_file(tensors, temporary / CONTEXTS_FILE)
     (temporary / CONFIG_FILE).write_text(json.dumps(config_to_json(config), indent=2) + "\n", encoding="utf-8")
     (temporary / CARD_FILE).write_text(card, encoding="utf-8")
+    retired = _retired(path)
     if path.exists():
-        retired = path.with_name(f".{path.name}.old")
         shutil.rmtree(retired, ignore_errors=True)
         path.rename(retired)
-        temporary.rename(path)
-        shutil.rmtree(retired)
-    else:
-        temporary.rename(path)
+    temporary.rename(path)
+    shutil.rmtree(retired, ignore_errors=True)
 
 
 def _to_half(name: str, tensor: Tensor) -> Tensor:
-    if not tensor.is_floating_point():
-        return tensor.detach().cpu().contiguous()
-    half = tensor.detach().cpu().to(torch.float16).contiguous()
+    """Matrices and convolutions in float16; vectors are small, and batch-norm variances outgrow its range."""
+    tensor = tensor.detach().cpu().contiguous()
+    if not torch.isfinite(tensor).all():
+        raise ValueError(f"the tensor {name!r} is not finite; the training has diverged")
+    if tensor.ndim < 2 or not tensor.is_floating_point():
+        return tensor
+    half = tensor.to(torch.float16)
     if not torch.isfinite(half).all():
-        raise ValueError(f"the tensor {name!r} is not finite in float16; the training has diverged")
+        raise ValueError(f"the tensor {name!r} has values beyond float16, up to {tensor.abs().max():.3g}")
     return half
