@@ -209,6 +209,34 @@ def test_reset_tab_hide_and_help_keys(window):
     assert window.player.start == 0
 
 
+def test_a_message_vanishes_also_where_every_frame_is_late(monkeypatch):
+    """It used to vanish only while there was time left to wait, so on a slow machine it stayed for good."""
+    shown = []
+
+    def on_step():
+        shown.append(window._message)
+        time.sleep(0.02)
+        if len(shown) == 10:
+            pygame.event.post(pygame.event.Event(pygame.QUIT))
+
+    monkeypatch.setattr("farworld.play.window.MESSAGE_SECONDS", 0.07)
+    with Window(make_player(frames_per_second=1000.0, rollout=LastActionRollout(on_step)), size=64) as window:
+        post("r")
+        window.run()
+        window.draw()
+    assert shown[0] == "from the start" and shown[-1] == ""
+
+
+def test_a_message_vanishes_while_the_world_waits(window, monkeypatch):
+    monkeypatch.setattr("farworld.play.window.MESSAGE_SECONDS", 0.05)
+    post("r")
+    window.handle_events()
+    assert window._message == "from the start"
+    for _ in range(2):  # the first wait may draw before the time is over, the second begins after it
+        assert window._wait_until(time.perf_counter() + 0.1)
+    assert window._message == ""
+
+
 @pytest.mark.parametrize("key", ["escape", "q"])
 def test_escape_and_q_quit(window, key):
     post(key)

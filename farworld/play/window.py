@@ -128,9 +128,7 @@ class Window:
         """Handle events till the next frame is due; False when somebody has quit."""
         self.handle_events()
         while self.running and (remaining := deadline - time.perf_counter()) > 0:
-            if self._message and time.perf_counter() > self._message_until:
-                self._message, self._redraw = "", True
-            if self._redraw:
+            if self._redraw or self._message_is_over():
                 self.draw()
                 continue
             self._handle(pygame.event.wait(max(1, int(remaining * 1000))))
@@ -156,6 +154,8 @@ class Window:
 
     def draw(self) -> None:
         """Draw the picture and what is around it, and show it."""
+        if self._message_is_over():
+            self._message = ""
         screen, player = self._screen, self.player
         height, width = player.frame.shape[:2]
         room = screen.get_height() - (BAR_HEIGHT if self.show_hud else 0)
@@ -241,6 +241,9 @@ class Window:
 
     def _say(self, message: str) -> None:
         self._message, self._message_until = message, time.perf_counter() + MESSAGE_SECONDS
+
+    def _message_is_over(self) -> bool:
+        return bool(self._message) and time.perf_counter() > self._message_until
 
     def _quit(self) -> None:
         self.running = False
