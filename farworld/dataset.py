@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import io
 import json
+import operator
 import os
 import re
 import tarfile
@@ -36,6 +37,7 @@ _EPISODE_FILE = re.compile(r"episode-(\d{6,})\.tar")
 _TEMPORARY_SUFFIX = ".tmp"
 _HEAD_BYTES = 8192  # enough for the tar header and the index of a usual episode
 _ARRAYS = ("actions", "rewards", "terminated", "truncated")
+_KNOWN = ("dataset.json", "episodes")  # what a dataset's folder holds; names with a dot in front are passed over
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -107,10 +109,11 @@ class DatasetSpec:
                 f"action_timing must be {ACTION_TIMING!r}, got {self.action_timing!r}; "
                 "shift the actions when importing, so that action t is the one taken after frame t"
             )
-        if self.height < 1 or self.width < 1 or not self.frames_per_second > 0:
+        sides = self.height, self.width
+        if not all(isinstance(side, int) and side > 0 for side in sides) or not self.frames_per_second > 0:
             raise ValueError(
-                "height, width and frames_per_second must be positive, "
-                f"got {self.height}, {self.width} and {self.frames_per_second}"
+                "height and width must be positive integers and frames_per_second positive, "
+                f"got {self.height!r}, {self.width!r} and {self.frames_per_second!r}"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -124,8 +127,10 @@ class DatasetSpec:
         """The inverse of to_json.
 
         Raises:
-            ValueError: another format or version, or a field is missing.
+            ValueError: no JSON object, another format or version, or a field is missing.
         """
+        if not isinstance(values, dict):
+            raise ValueError(f"expected a JSON object, got a {type(values).__name__}")
         values = dict(values)
         found = values.pop("format", None), values.pop("version", None)
         if found != (DATASET_FORMAT, FORMAT_VERSION):
@@ -133,8 +138,8 @@ class DatasetSpec:
         try:
             values["action_vocabulary"] = ActionVocabulary.from_json(values["action_vocabulary"])
             return cls(**values)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"a field is missing or unknown: {error}") from error
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"a field is missing, unknown or of the wrong type: {error}") from error
 
     def difference(self, other: DatasetSpec) -> str:
         """Say what keeps episodes of `other` out of this dataset; empty if nothing does."""
@@ -156,22 +161,27 @@ def episode_name(index: int) -> str:
     return f"episode-{index:06d}"
 
 
+def _member_names(index: int, num_frames: int) -> list[str]:
+    """The members behind an episode's index, in their order."""
+    name = episode_name(index)
+    chunks = range(-(-num_frames // CHUNK_FRAMES))
+    return [*(f"{name}.frames-{chunk:04d}.zst" for chunk in chunks), *(f"{name}.{key}.npy" for key in _ARRAYS)]
+
+
 def encode_episode(episode: Episode) -> bytes:
     """The tar file of an episode. The same episode gives the same bytes."""
-    name = episode_name(episode.index)
     compressor = zstandard.ZstdCompressor(level=3, write_checksum=True)
     frames = np.ascontiguousarray(episode.frames)
-    members: list[tuple[str, bytes]] = []
-    for chunk, start in enumerate(range(0, len(frames), CHUNK_FRAMES)):
-        data = compressor.compress(frames[start : start + CHUNK_FRAMES].data)
-        members.append((f"{name}.frames-{chunk:04d}.zst", data))
+    starts = range(0, len(frames), CHUNK_FRAMES)
+    contents = [compressor.compress(frames[start : start + CHUNK_FRAMES].data) for start in starts]
     ends = np.zeros((2, len(episode.actions)), np.bool_)
     ends[:, -1:] = [[episode.terminated], [episode.truncated]]
     arrays = (episode.actions.astype(np.int64), episode.rewards.astype(np.float32), *ends)
-    for key, array in zip(_ARRAYS, arrays, strict=True):
+    for array in arrays:
         buffer = io.BytesIO()
         np.save(buffer, array, allow_pickle=False)
-        members.append((f"{name}.{key}.npy", buffer.getvalue()))
+        contents.append(buffer.getvalue())
+    members = list(zip(_member_names(episode.index, len(frames)), contents, strict=True))
     header = {
         "schema": f"{EPISODE_FORMAT}/{FORMAT_VERSION}",
         "index": episode.index,
@@ -185,7 +195,7 @@ def encode_episode(episode: Episode) -> bytes:
         "truncated": episode.truncated,
         "members": [{"name": key, "size": len(data), "crc32": zlib.crc32(data)} for key, data in members],
     }
-    members.insert(0, (f"{name}.episode.json", json.dumps(header).encode()))
+    members.insert(0, (f"{episode_name(episode.index)}.episode.json", json.dumps(header).encode()))
     output = io.BytesIO()
     with tarfile.open(fileobj=output, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for key, data in members:
@@ -280,9 +290,13 @@ def check_episode(spec: DatasetSpec, episode: Episode) -> None:
     """Raise ValueError unless the episode's frames and actions fit the spec."""
     if episode.frames.shape[1:] != (spec.height, spec.width, 3):
         raise ValueError(f"frames must be {spec.height}x{spec.width}x3 in this dataset, got {episode.frames.shape[1:]}")
-    outside = (episode.actions < 0) | (episode.actions >= len(spec.action_vocabulary))
+    _check_actions(spec, episode.actions)
+
+
+def _check_actions(spec: DatasetSpec, actions: np.ndarray) -> None:
+    outside = (actions < 0) | (actions >= len(spec.action_vocabulary))
     if outside.any():
-        spec.action_vocabulary.check(episode.actions[outside][0])
+        spec.action_vocabulary.check(int(actions[outside][0]))
 
 
 def create_or_open(directory: str | os.PathLike, spec: DatasetSpec) -> DatasetWriter:
@@ -296,9 +310,8 @@ def create_or_open(directory: str | os.PathLike, spec: DatasetSpec) -> DatasetWr
     directory = Path(directory)
     if directory.exists() and not directory.is_dir():
         raise ValueError(f"{directory} is a file; give a folder for the dataset")
-    known = ("episodes", "dataset.json")
     if directory.is_dir() and not (directory / "dataset.json").exists():
-        foreign = [p.name for p in directory.iterdir() if p.name not in known and not p.name.startswith(".")]
+        foreign = [p.name for p in directory.iterdir() if p.name not in _KNOWN and not p.name.startswith(".")]
         if foreign:
             raise ValueError(
                 f"{directory} is not a farworld dataset (no dataset.json) and holds {sorted(foreign)[0]}; "
@@ -350,7 +363,7 @@ def read_spec(directory: str | os.PathLike) -> DatasetSpec:
         )
     try:
         return DatasetSpec.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not a dataset description: {error}") from error
 
 
@@ -373,8 +386,27 @@ def _read_at(path: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
+def _read_members(entry: _Entry, first: int, stop: int) -> list[bytes]:
+    """The data of members [first, stop), in one read."""
+    sizes = [member["size"] for member in entry.header["members"][first:stop]]
+    starts = (entry.offsets[first:stop] - entry.offsets[first]).tolist()
+    data = _read_at(entry.path, int(entry.offsets[first]), starts[-1] + sizes[-1])
+    return [data[start : start + size] for start, size in zip(starts, sizes, strict=True)]
+
+
+def _check_sums(members: Sequence[dict[str, Any]], contents: Sequence[bytes]) -> None:
+    for member, data in zip(members, contents, strict=True):
+        if zlib.crc32(data) != member.get("crc32"):
+            raise ValueError(f"{member['name']} differs from its checksum")
+
+
+def _parse_array(data: bytes) -> np.ndarray:
+    """The array of an .npy member whose checksum was compared before: a damaged one can raise anything."""
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+
 def _open_entry(path: Path, spec: DatasetSpec) -> _Entry:
-    """Read an episode's index and check it against the file's size and the dataset, else ValueError."""
+    """Read an episode's index and arrays and check them against the file and the dataset, else ValueError."""
     match = _EPISODE_FILE.fullmatch(path.name)
     if not match or not path.is_file():
         raise ValueError("a foreign file: episodes are files named episode-000000.tar and so on")
@@ -385,20 +417,24 @@ def _open_entry(path: Path, spec: DatasetSpec) -> _Entry:
         raise ValueError(f"not a tar file, or cut off at the start ({error})") from error
     if info.name != f"{path.stem}.episode.json":
         raise ValueError(f"a foreign tar file: it begins with {info.name}, not with {path.stem}.episode.json")
-    text = (head if info.size + tarfile.BLOCKSIZE <= len(head) else _read_at(path, 0, info.size + 512))[512:]
+    found = path.stat().st_size
+    end = tarfile.BLOCKSIZE + info.size
+    text = (head if end <= len(head) else _read_at(path, 0, min(end, found)))[tarfile.BLOCKSIZE : end]
     try:
-        header = json.loads(text[: info.size])
-        sizes = [_padded(int(member["size"])) + tarfile.BLOCKSIZE for member in header["members"]]
+        header = json.loads(text)
+        sizes = [_padded(operator.index(member["size"])) + tarfile.BLOCKSIZE for member in header["members"]]
         starts = np.cumsum([_padded(info.size) + 2 * tarfile.BLOCKSIZE, *sizes])
         _check_header(header, spec, int(match[1]))
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"its index cannot be read ({error!r})") from error
     # The last start lies one header past the data; a tar ends with two empty blocks and fills its record.
     expected = _padded(int(starts[-1]) + tarfile.BLOCKSIZE, tarfile.RECORDSIZE)
-    if (found := path.stat().st_size) != expected:
+    if found != expected:
         word = "truncated" if found < expected else "too long"
         raise ValueError(f"{word}: {found} bytes where its index says {expected}")
-    return _Entry(path, header, starts[:-1])
+    entry = _Entry(path, header, starts[:-1])
+    _check_arrays(entry, spec)
+    return entry
 
 
 def _check_header(header: dict[str, Any], spec: DatasetSpec, index: int) -> None:
@@ -412,9 +448,31 @@ def _check_header(header: dict[str, Any], spec: DatasetSpec, index: int) -> None
     for key, value in expected.items():
         if header[key] != value:
             raise ValueError(f"{key} is {header[key]!r}, and this dataset expects {value!r}")
+    if missing := {"seed", "source", "terminated", "truncated"} - header.keys():
+        raise ValueError(f"its index lacks {', '.join(sorted(missing))}")
     num_members = -(-header["num_frames"] // CHUNK_FRAMES) + len(_ARRAYS)
     if len(header["members"]) != num_members:
         raise ValueError(f"{header['num_frames']} frames need {num_members} members, it lists {len(header['members'])}")
+    if [member["name"] for member in header["members"]] != _member_names(index, header["num_frames"]):
+        raise ValueError("its members are not named and ordered as those of an episode")
+
+
+def _check_arrays(entry: _Entry, spec: DatasetSpec) -> None:
+    """Compare the small members with their checksums, and the actions with the frames and the vocabulary."""
+    members = entry.header["members"]
+    first = len(members) - len(_ARRAYS)
+    contents = _read_members(entry, first, len(members))
+    _check_sums(members[first:], contents)
+    actions = _parse_array(contents[_ARRAYS.index("actions")])
+    shape = (entry.header["num_frames"] - 1,)
+    if actions.dtype != np.int64 or actions.shape != shape:
+        raise ValueError(f"actions must be int64 {shape}, got {actions.dtype} {actions.shape}")
+    _check_actions(spec, actions)
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What a folder holds, less files being written, the lock, and what a killed writer left."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 class Dataset:
@@ -422,7 +480,8 @@ class Dataset:
 
     Args:
         directory: the folder with dataset.json.
-        skip_bad: leave damaged and foreign files out instead of raising; they are listed in `bad`.
+        skip_bad: leave damaged and foreign files out instead of raising; they are listed in `bad`. Opening
+            finds all damage but that of frames, which is found when they are decoded, or by verify.
 
     Attributes:
         spec: what the dataset holds.
@@ -440,14 +499,16 @@ class Dataset:
         self.bad: list[tuple[Path, str]] = []
         self._entries: list[_Entry] = []
         folder = self.directory / "episodes"
-        paths = sorted(folder.iterdir()) if folder.is_dir() else []
-        for path in paths:
-            if path.name.startswith("."):  # a file being written, or what a killed writer left
-                continue
+        for path in _visible(self.directory):
+            if path.name not in _KNOWN or path.name == folder.name and not path.is_dir():
+                self.bad.append((path, f"foreign: this folder holds {_KNOWN[0]} and the folder {_KNOWN[1]} only"))
+        for path in _visible(folder) if folder.is_dir() else ():
             try:
                 self._entries.append(_open_entry(path, self.spec))
             except ValueError as error:
                 self.bad.append((path, str(error)))
+            except OSError as error:
+                self.bad.append((path, f"cannot be read: {error.strerror or error}"))
         if self.bad and not skip_bad:
             path, reason = self.bad[0]
             raise ValueError(
@@ -489,7 +550,7 @@ class Dataset:
         first, last = start // CHUNK_FRAMES, (stop - 1) // CHUNK_FRAMES
         shape = (self.spec.height, self.spec.width, 3)
         output = np.empty((stop - start, *shape), np.uint8)
-        for chunk, data in zip(range(first, last + 1), self._members(i, first, last + 1), strict=True):
+        for chunk, data in zip(range(first, last + 1), _read_members(self._entries[i], first, last + 1), strict=True):
             begin = chunk * CHUNK_FRAMES
             count = min(CHUNK_FRAMES, num_frames - begin)
             raw = self._decompress(i, data, count * int(np.prod(shape)))
@@ -528,31 +589,30 @@ class Dataset:
         if names != expected:
             raise ValueError(f"members {sorted(names ^ expected)} are missing or foreign")
         members = entry.header["members"]
-        for member, data in zip(members, self._members(i, 0, len(members)), strict=True):
-            if zlib.crc32(data) != member["crc32"]:
-                raise ValueError(f"{member['name']} differs from its checksum")
+        _check_sums(members, _read_members(entry, 0, len(members)))
         check_episode(self.spec, self.episode(i))
-
-    def _members(self, i: int, first: int, stop: int) -> Sequence[bytes]:
-        """The data of members [first, stop), in one read."""
-        entry = self._entries[i]
-        sizes = [member["size"] for member in entry.header["members"][first:stop]]
-        starts = (entry.offsets[first:stop] - entry.offsets[first]).tolist()
-        data = _read_at(entry.path, int(entry.offsets[first]), starts[-1] + sizes[-1])
-        return [data[start : start + size] for start, size in zip(starts, sizes, strict=True)]
 
     def _decompress(self, i: int, data: bytes, size: int) -> bytes:
         try:
             raw = zstandard.ZstdDecompressor().decompress(data)
         except zstandard.ZstdError as error:
-            raise ValueError(f"{self._entries[i].path}: damaged frames ({error})") from error
+            raise self._damage(i, f"damaged frames ({error})") from error
         if len(raw) != size:
-            raise ValueError(f"{self._entries[i].path}: {len(raw)} bytes of frames where {size} were expected")
+            raise self._damage(i, f"{len(raw)} bytes of frames where {size} were expected")
         return raw
 
     def _array(self, i: int, key: str) -> np.ndarray:
-        member = len(self._entries[i].offsets) - len(_ARRAYS) + _ARRAYS.index(key)
+        entry = self._entries[i]
+        member = len(entry.offsets) - len(_ARRAYS) + _ARRAYS.index(key)
+        contents = _read_members(entry, member, member + 1)
         try:
-            return np.load(io.BytesIO(self._members(i, member, member + 1)[0]), allow_pickle=False)
+            _check_sums(entry.header["members"][member : member + 1], contents)
         except ValueError as error:
-            raise ValueError(f"{self._entries[i].path}: damaged {key} ({error})") from error
+            raise self._damage(i, str(error)) from error
+        return _parse_array(contents[0])
+
+    def _damage(self, i: int, what: str) -> ValueError:
+        return ValueError(
+            f"{self._entries[i].path}: {what}; run `farworld data verify {self.directory}` "
+            "to name all damaged files, and remove them"
+        )

@@ -1,10 +1,13 @@
 """The recorded-data format: what is written is what is read, and damage is found."""
 
+import builtins
 import errno
 import io
+import json
 import os
 import pickle
 import tarfile
+import zlib
 
 import numpy as np
 import pytest
@@ -219,6 +222,45 @@ def rename_to_other_number(path):
     path.rename(path.with_name("episode-000009.tar"))
 
 
+def rewrite(path, old, new):
+    """Replace bytes, which must be there, by as many others."""
+    content = path.read_bytes()
+    assert old in content and len(old) == len(new)
+    path.write_bytes(content.replace(old, new, 1))
+
+
+def damage_array_header(path):
+    """What NumPy then meets can raise anything, SyntaxError too."""
+    rewrite(path, b"{'descr': '<i8'", b"{'descr': '(i8'")
+
+
+def damage_actions(path):
+    with tarfile.open(path) as tar:
+        start = tar.getmember(f"{path.stem}.actions.npy").offset_data + 128
+    content = bytearray(path.read_bytes())
+    content[start + 3] ^= 64
+    path.write_bytes(content)
+
+
+def put_unknown_action(path):
+    """As a program with another vocabulary would write it: the checksum is right."""
+    with tarfile.open(path) as tar:
+        member = tar.getmember(f"{path.stem}.actions.npy")
+        old = tar.extractfile(member).read()
+    array = np.load(io.BytesIO(old))
+    array[5] = 7
+    new = old[:128] + array.tobytes()
+    rewrite(path, old, new)
+    before, after = str(zlib.crc32(old)), str(zlib.crc32(new))
+    rewrite(path, before.encode(), after.rjust(len(before)).encode())
+
+
+def replace_index_by_list(path):
+    content = path.read_bytes()
+    size = content.index(b"\0", 512) - 512
+    path.write_bytes(content[:512] + b"[1]".ljust(size) + content[512 + size :])
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -227,6 +269,10 @@ def rename_to_other_number(path):
         (replace_by_text, "not a tar file"),
         (replace_by_foreign_tar, "begins with holiday.jpg"),
         (rename_to_other_number, "begins with episode-000001"),
+        (damage_array_header, "actions.npy differs from its checksum"),
+        (damage_actions, "actions.npy differs from its checksum"),
+        (put_unknown_action, r"action must be an integer in \[0, 1\] \(noop, forward\), got 7"),
+        (replace_index_by_list, "its index cannot be read"),
     ],
 )
 def test_a_bad_file_is_named_and_can_be_skipped(folder, damage, reason):
@@ -246,7 +292,36 @@ def test_a_file_of_another_kind_is_foreign(folder):
     assert "foreign" in Dataset(folder, skip_bad=True).bad[0][1]
 
 
-def test_a_flipped_bit_is_found(folder):
+@pytest.mark.parametrize("name", ["junk.tar", "x.npz", "more"])
+def test_a_stray_file_beside_the_description_is_named(folder, name):
+    """Episodes copied to the wrong place would otherwise be missing without a word."""
+    if "." in name:
+        (folder / name).write_bytes(b"junk")
+    else:
+        (folder / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name}: foreign.*1 bad of 4 files.*--skip-bad"):
+        Dataset(folder)
+    dataset = Dataset(folder, skip_bad=True)
+    assert [path for path, _ in dataset.bad] == [folder / name]
+    assert len(dataset) == 3
+
+
+def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
+    """Copied with another owner's permissions; a test that runs as root could read it, so open is replaced."""
+    forbidden = folder / "episodes" / "episode-000001.tar"
+
+    def guarded_open(path, *arguments, **options):
+        if path == forbidden:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return builtins.open(path, *arguments, **options)
+
+    monkeypatch.setattr(dataset_module, "open", guarded_open, raising=False)
+    assert Dataset(folder, skip_bad=True).bad == [(forbidden, "cannot be read: Permission denied")]
+    with pytest.raises(ValueError, match="episode-000001.tar: cannot be read"):
+        Dataset(folder)
+
+
+def test_a_flipped_bit_in_frames_is_found(folder):
     """Not when the dataset is opened (that must be fast), but by verify, and when frames are read."""
     path = folder / "episodes" / "episode-000002.tar"
     content = bytearray(path.read_bytes())
@@ -255,9 +330,17 @@ def test_a_flipped_bit_is_found(folder):
     dataset = Dataset(folder)
     with pytest.raises(ValueError, match="differs from its checksum"):
         dataset.verify(2)
-    with pytest.raises(ValueError, match="episode-000002.tar: damaged frames"):
+    with pytest.raises(ValueError, match=f"episode-000002.tar: damaged frames .*farworld data verify {folder}"):
         dataset.frames(2)
     dataset.verify(1)
+
+
+def test_actions_damaged_while_the_dataset_is_open_are_not_used(folder):
+    """A long training outlives many a cable."""
+    dataset = Dataset(folder)
+    damage_actions(folder / "episodes" / "episode-000001.tar")
+    with pytest.raises(ValueError, match="episode-000001.tar: .* differs from its checksum; run `farworld data verify"):
+        dataset.actions(1)
 
 
 @pytest.mark.parametrize("exists", [False, True])
@@ -275,4 +358,27 @@ def test_a_dataset_of_a_later_version_is_refused(folder):
     path = folder / "dataset.json"
     path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
     with pytest.raises(ValueError, match="expected farworld-dataset version 1, got farworld-dataset version 2"):
+        Dataset(folder)
+
+
+def without(key):
+    return lambda values: {name: value for name, value in values.items() if name != key}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda values: [values], "expected a JSON object, got a list"),
+        (lambda values: None, "expected a JSON object, got a NoneType"),
+        (without("height"), "a field is missing, unknown or of the wrong type"),
+        (without("action_vocabulary"), "a field is missing, unknown or of the wrong type: 'action_vocabulary'"),
+        (lambda values: {**values, "action_vocabulary": [1]}, "a field is missing, unknown or of the wrong type"),
+        (lambda values: {**values, "height": "16"}, "height and width must be positive integers .* got '16'"),
+    ],
+)
+def test_a_damaged_description_is_one_clear_error(folder, change, reason):
+    """With the file's name, whatever JSON is in it."""
+    path = folder / "dataset.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match=f"{path} is not a dataset description: {reason}"):
         Dataset(folder)
