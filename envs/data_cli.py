@@ -52,7 +52,8 @@ def _summary(dataset: Dataset) -> dict[str, Any]:
 @data.command
 def info(directory: Directory, /, *, json: Json = False) -> None:
     """Print what a dataset holds; damaged and foreign files are counted and left out."""
-    summary = _summary(Dataset(directory, skip_bad=True))
+    with stdout_to_stderr() if json else contextlib.nullcontext():
+        summary = _summary(Dataset(directory, skip_bad=True))
     if json:
         print_json(summary)
         return
@@ -72,15 +73,16 @@ def info(directory: Directory, /, *, json: Json = False) -> None:
 @data.command
 def verify(directory: Directory, /, *, json: Json = False) -> None:
     """Read a whole dataset and compare it with its checksums; exit code 1 if anything is damaged."""
-    dataset = Dataset(directory, skip_bad=True)
-    bad = [{"path": str(path), "reason": reason} for path, reason in dataset.bad]
-    with progress_bar("verifying", len(dataset), unit="episodes") as advance:
-        for i in range(len(dataset)):
-            try:
-                dataset.verify(i)
-            except ValueError as error:
-                bad.append({"path": str(dataset.path(i)), "reason": str(error)})
-            advance()
+    with stdout_to_stderr() if json else contextlib.nullcontext():
+        dataset = Dataset(directory, skip_bad=True)
+        bad = [{"path": str(path), "reason": reason} for path, reason in dataset.bad]
+        with progress_bar("verifying", len(dataset), unit="episodes") as advance:
+            for i in range(len(dataset)):
+                try:
+                    dataset.verify(i)
+                except (ValueError, OSError) as error:
+                    bad.append({"path": str(dataset.path(i)), "reason": str(error)})
+                advance()
     good = len(dataset) + len(dataset.bad) - len(bad)
     if json:
         print_json({"data": directory, "episodes": good, "bad": len(bad), "bad_files": bad})
@@ -102,27 +104,49 @@ def view(
     frames: Annotated[
         int | None, Parameter(help="Frames, spread over a sheet (32), or from a video's start (all).")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Write an episode as a contact sheet or as a video."""
     if out.suffix not in (".png", ".mp4"):
         raise ValueError(f"expected a file name that ends in .png or .mp4, got {out}")
     if frames is not None and frames < 1:
         raise ValueError(f"frames must be 1 or more, got {frames}")
-    dataset = Dataset(directory, skip_bad=True)
-    i = _position(dataset, episode)
-    pictures = dataset.frames(i)
-    if out.suffix == ".png":
-        count = min(len(pictures), frames or SHEET_FRAMES)
-        chosen = np.linspace(0, len(pictures) - 1, count).round().astype(int)
-        write_png(out, contact_sheet(pictures[chosen], min(SHEET_COLUMNS, count)))
-    else:
+    if directory.resolve() in out.resolve().parents:
+        raise ValueError(f"{out} would lie in the dataset, as a foreign file; give a place outside {directory}")
+    with stdout_to_stderr() if json else contextlib.nullcontext():
+        dataset = Dataset(directory, skip_bad=True)
+        i = _position(dataset, episode)
+        pictures = dataset.frames(i)
+        if out.suffix == ".png":
+            shown = min(len(pictures), frames or SHEET_FRAMES)
+            _write_sheet(out, pictures, shown)
+        else:
+            shown = min(len(pictures), frames or len(pictures))
+            _write_video(out, pictures[:shown], dataset.spec.frames_per_second)
+    if json:
         height, width = pictures.shape[1:3]
-        scale = max(1, VIDEO_HEIGHT // height)
-        scale += scale % 2 * (height % 2 | width % 2)  # H.264 wants even sides
-        with VideoWriter(out, dataset.spec.frames_per_second, height, width, scale=scale) as video:
-            for picture in pictures[:frames]:
-                video.write(picture)
-    print(f"{dataset.episodes[i]} -> {out}")
+        number = int(dataset.episodes[i].rpartition("-")[2])
+        print_json(
+            {"data": directory, "out": out, "episode": number, "frames": shown, "height": height, "width": width}
+        )
+    else:
+        print(f"{dataset.episodes[i]} -> {out}")
+
+
+def _write_sheet(out: Path, pictures: np.ndarray, count: int) -> None:
+    """Write `count` of an episode's pictures, evenly spread, as one."""
+    chosen = np.linspace(0, len(pictures) - 1, count).round().astype(int)
+    write_png(out, contact_sheet(pictures[chosen], min(SHEET_COLUMNS, count)))
+
+
+def _write_video(out: Path, pictures: np.ndarray, frames_per_second: float) -> None:
+    """Write pictures as a video, enlarged."""
+    height, width = pictures.shape[1:3]
+    scale = max(1, VIDEO_HEIGHT // height)
+    scale += scale % 2 * (height % 2 | width % 2)  # H.264 wants even sides
+    with VideoWriter(out, frames_per_second, height, width, scale=scale) as video:
+        for picture in pictures:
+            video.write(picture)
 
 
 def _position(dataset: Dataset, number: int | None) -> int:

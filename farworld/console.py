@@ -75,15 +75,28 @@ def stdout_to_stderr() -> Iterator[None]:
 
     Engines greet on stdout when imported; a command that prints JSON must print nothing else there.
     """
-    sys.stdout.flush()
+    stdout = sys.stdout
+    stdout.flush()
     saved = os.dup(1)
     try:
         os.dup2(2, 1)
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
+        # What is still in a buffer would be written after stdout is back.
+        stdout.flush()
+        _flush_c_stdout()
         os.dup2(saved, 1)
         os.close(saved)
+
+
+def _flush_c_stdout() -> None:
+    """Write out what C libraries printed: into a pipe they write by the block, the last one at exit."""
+    # Some Pythons are built without ctypes, and some systems keep their C library elsewhere.
+    with contextlib.suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        ctypes.CDLL("ucrtbase" if os.name == "nt" else None).fflush(None)
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -72,16 +73,21 @@ def test_info_prints_a_table_for_people(run, folder):
 
 
 def test_info_counts_bad_files_and_leaves_them_out(run, folder):
-    """A truncated and a foreign file are named with their reasons."""
+    """Truncated, damaged and foreign files are named with their reasons."""
     os.truncate(folder / "episodes" / "episode-000001.tar", 3000)
+    damaged = folder / "episodes" / "episode-000002.tar"
+    damaged.write_bytes(damaged.read_bytes().replace(b"NUMPY", b"NUMQY"))
     (folder / "episodes" / "holiday.jpg").write_bytes(b"no tar")
+    (folder / "junk.tar").write_bytes(b"no tar either")
     code, output, _ = run("data", "info", folder, "--json")
     summary = json.loads(output)
-    assert (code, summary["episodes"], summary["frames"], summary["bad"]) == (0, 2, 40, 2)
+    assert (code, summary["episodes"], summary["frames"], summary["bad"]) == (0, 1, 20, 4)
     reasons = {Path(row["path"]).name: row["reason"] for row in summary["bad_files"]}
     assert "truncated" in reasons["episode-000001.tar"]
+    assert "checksum" in reasons["episode-000002.tar"]
     assert "foreign" in reasons["holiday.jpg"]
-    assert "bad files          2" in run("data", "info", folder)[1]
+    assert "foreign" in reasons["junk.tar"]
+    assert "bad files          4" in run("data", "info", folder)[1]
 
 
 def test_verify_tells_whole_from_damaged(run, folder):
@@ -122,6 +128,28 @@ def test_view_writes_a_video(run, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("arguments", "frames"),
+    [(("sheet.png",), 20), (("sheet.png", "--frames", 9), 9), (("video.mp4", "--frames", 50), 20)],
+)
+def test_view_reports_in_json(run, folder, tmp_path, arguments, frames):
+    """What was written, and how many frames are in it."""
+    out = tmp_path / arguments[0]
+    code, output, _ = run("data", "view", folder, out, *arguments[1:], "--episode", 2, "--json")
+    assert (code, output.count("\n")) == (0, 1)
+    result = json.loads(output)
+    assert result == {"data": str(folder), "out": str(out), "episode": 2, "frames": frames, "height": 32, "width": 48}
+    assert out.stat().st_size > 0
+
+
+def test_view_does_not_write_into_the_dataset(run, folder):
+    """The sheet would be a foreign file there, over which the next training stops."""
+    code, _, errors = run("data", "view", folder, folder / "episodes" / "sheet.png")
+    assert code == 2
+    assert "give a place outside" in errors
+    assert run("data", "verify", folder)[0] == 0
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("sheet.gif",), "ends in .png or .mp4"),
@@ -153,3 +181,47 @@ def test_import_teco_reports_in_json(run, tmp_path):
     _, output, _ = run("data", "import-teco", "dmlab", DMLAB.parent, tmp_path / "data", "--json")
     assert json.loads(output)["known"] == 1
     assert len(Dataset(tmp_path / "data")) == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="finds the C library as POSIX systems do")
+def test_what_c_libraries_still_hold_does_not_follow_the_json():
+    """Into a pipe they print by the block, which would come out at exit, on the stdout that is back by then."""
+    code = """
+import ctypes, os, sys
+from farworld.console import print_json, stdout_to_stderr
+
+library, stdout = ctypes.CDLL(None), sys.stdout
+with stdout_to_stderr():
+    library.printf(b"buffered by C\\n")
+    stdout.write("buffered by Python\\n")
+    print("printed")
+    os.system("echo a child")
+print_json({"value": 1})
+"""
+    # PYTHONUNBUFFERED would take C's buffer away too.
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert child.stdout == '{"value": 1}\n'
+    for words in ("buffered by C", "buffered by Python", "printed", "a child"):
+        assert words in child.stderr
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "view", "import-teco"])
+def test_json_is_all_that_stdout_gets(run, folder, tmp_path, monkeypatch, command):
+    """Whatever the libraries underneath print."""
+    read = Dataset.__init__
+
+    def chatty(dataset, *arguments, **options):
+        os.write(1, b"a chatty library\n")
+        print("a chatty module")
+        read(dataset, *arguments, **options)
+
+    monkeypatch.setattr(Dataset, "__init__", chatty)
+    arguments = {"view": (folder, tmp_path / "sheet.png"), "import-teco": ("dmlab", DMLAB, tmp_path / "teco")}
+    for _ in range(2):  # an import reads the dataset when it is there already
+        code, output, errors = run("data", command, *arguments.get(command, (folder,)), "--json")
+        assert code == 0
+        assert output.count("\n") == 1
+        json.loads(output)
+    assert "a chatty library" in errors
+    assert "a chatty module" in errors
