@@ -17,6 +17,7 @@ import numpy as np
 from numba import njit
 
 from farworld.actions import Action, ActionVocabulary
+from farworld.video import decode_png
 
 GRID_SIZE = 9  # cells a side, the outer ring is wall
 TURN_DEGREES = 20
@@ -194,17 +195,17 @@ def _load_textures() -> tuple[np.ndarray, tuple[str, ...], tuple[str, ...]]:
         (textures, blur levels, TEXTURE_SIZE, TEXTURE_SIZE, 3) uint8: all walls, the same walls with a plate,
         all floors; then the names of the walls and of the floors.
     """
-    import cv2
-
     folder = files("farworld.assets") / "textures" / "dmlab"
     names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".png"))
     images = {}
     for name in names:
-        encoded = np.frombuffer((folder / name).read_bytes(), np.uint8)
-        image = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
-        if image is None or image.shape != (TEXTURE_SIZE, TEXTURE_SIZE, 3):
+        try:
+            image = decode_png((folder / name).read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{folder / name}: {error}; reinstall farworld") from error
+        if image.shape != (TEXTURE_SIZE, TEXTURE_SIZE, 3):
             raise ValueError(f"{folder / name} is not a {TEXTURE_SIZE} x {TEXTURE_SIZE} image; reinstall farworld")
-        images[name] = np.ascontiguousarray(image[..., ::-1])
+        images[name] = image
     walls = tuple(name for name in names if name.startswith("wall_"))
     floors = tuple(name for name in names if name.startswith("floor_"))
     if len(walls) < QUADRANTS or len(floors) < QUADRANTS:
@@ -330,6 +331,7 @@ class MazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         self.observation_space = gymnasium.spaces.Box(0, 255, (size, size, 3), np.uint8)
         self._textures = _load_textures()[0]
         self.walls = np.ones((GRID_SIZE, GRID_SIZE), bool)  # indexed [x, y]; carved by reset
+        self._is_reset = False
         self.x = self.y = 0.0
         self._start_degrees = 0
         self._turns = 0  # the heading is a whole number of turns from its start: a full circle is exact
@@ -346,11 +348,13 @@ class MazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         self._start_degrees = 90 * free[int(rng.integers(len(free)))]
         self._turns = 0
         self.x, self.y = x + 0.5, y + 0.5
+        self._is_reset = True
         return self._observe(), self._info()
 
     def step(self, action: int | np.integer) -> tuple[np.ndarray, float, bool, bool, dict]:
-        """Turn, then walk; ValueError for an action outside the vocabulary."""
+        """Turn, then walk; ValueError for an action outside the vocabulary, or before the first reset."""
         index = self.action_vocabulary.check(action)
+        self._check_reset()
         self._turns = (self._turns + TURN_OF_ACTION[index]) % TURNS_PER_CIRCLE
         if WALK_OF_ACTION[index]:
             angle = math.radians(self.heading)
@@ -378,7 +382,12 @@ class MazeEnv(gymnasium.Env[np.ndarray, np.int64]):
         """The cell that the camera is in."""
         return int(self.x), int(self.y)
 
+    def _check_reset(self) -> None:
+        if not self._is_reset:
+            raise ValueError("there is no maze before the first reset(); call reset() first")
+
     def _observe(self) -> np.ndarray:
+        self._check_reset()
         frame = np.empty((self.size, self.size, 3), np.uint8)
         angle = math.radians(self.heading)
         _render(

@@ -123,8 +123,9 @@ class VoxelEnv(gymnasium.Env[np.ndarray, int]):
 
     @property
     def world(self) -> World:
-        """The blocks of now."""
-        assert self._world is not None, "reset() makes the world"
+        """The blocks of now; ValueError before the first reset."""
+        if self._world is None:
+            raise ValueError("there is no world before the first reset(); call reset() first")
         return self._world
 
     def reset(
@@ -142,7 +143,7 @@ class VoxelEnv(gymnasium.Env[np.ndarray, int]):
         return self._observe(), self._info()
 
     def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Take one action; see the class for what each does."""
+        """Take one action; ValueError for one outside the vocabulary, or before the first reset."""
         action = VOCABULARY.check(action)
         if self._world is None:
             raise ValueError("step() came before the first reset(); call reset() first")
@@ -178,9 +179,10 @@ class VoxelEnv(gymnasium.Env[np.ndarray, int]):
         return lambda: next(plan)
 
     def _observe(self) -> np.ndarray:
+        world = self.world
         eye = (self._x, self._y + EYE_HEIGHT, self._z)
         yaw, pitch = self._heading * math.tau / HEADINGS, self._pitch * math.tau / HEADINGS
-        return render(self.world, eye, yaw, pitch, self.size)
+        return render(world, eye, yaw, pitch, self.size)
 
     def _info(self) -> dict[str, Any]:
         return {

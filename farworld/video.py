@@ -1,4 +1,4 @@
-"""Frames to files that people look at: mp4, PNG, contact sheets."""
+"""Frames to files that people look at: mp4, PNG, contact sheets; and pictures back from PNG."""
 
 from __future__ import annotations
 
@@ -80,6 +80,24 @@ def write_png(path: str | os.PathLike, frame: np.ndarray) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"".join(bytes(packet) for packet in packets))
+
+
+def decode_png(data: bytes) -> np.ndarray:
+    """The picture of a PNG file's content: (H, W, 3), uint8.
+
+    Raises:
+        ValueError: it is not a PNG file.
+    """
+    import av
+
+    codec = av.CodecContext.create("png", "r")
+    try:
+        pictures = [*codec.decode(av.Packet(data)), *codec.decode(None)]
+    except av.error.FFmpegError as error:
+        raise ValueError(f"not a PNG file, or damaged ({error})") from error
+    if not pictures:
+        raise ValueError("expected a PNG file, got nothing")
+    return pictures[0].to_ndarray(format="rgb24")
 
 
 def contact_sheet(frames: Sequence[np.ndarray] | np.ndarray, columns: int, gap: int = 2) -> np.ndarray:

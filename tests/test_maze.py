@@ -1,12 +1,14 @@
 import hashlib
 import subprocess
 import sys
+from importlib.resources import files
 
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from farworld.envs.maze import BODY_RADIUS, STEP_CELLS, TURNS_PER_CIRCLE, MazeEnv, _carve_maze
+from farworld.envs.maze import BODY_RADIUS, STEP_CELLS, TURNS_PER_CIRCLE, MazeEnv, _carve_maze, _load_textures
+from farworld.video import decode_png, write_png
 
 NUM_ACTIONS = 7
 FORWARD_ACTIONS = (1, 5, 6)
@@ -180,3 +182,40 @@ def test_a_bad_size_is_named(size):
 def test_an_action_outside_the_vocabulary_is_an_error(env, action):
     with pytest.raises(ValueError, match=r"\[0, 6\]"):
         env.step(action)
+
+
+@pytest.mark.parametrize("call", [lambda env: env.step(1), lambda env: env.render()])
+def test_reset_comes_first(call):
+    """A maze made directly has no wrapper that would say so."""
+    with pytest.raises(ValueError, match="call reset"):
+        call(MazeEnv(render_mode="rgb_array"))
+
+
+def test_the_maze_needs_no_opencv(monkeypatch):
+    """It needs libGL, which slim machines lack."""
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    textures, walls, floors = _load_textures.__wrapped__()
+    assert len(textures) == 2 * len(walls) + len(floors)
+
+
+def test_textures_are_read_as_they_are_stored():
+    """Another decoder must not change what the worlds were trained on."""
+    cv2 = pytest.importorskip("cv2", exc_type=ImportError)
+    paths = sorted((files("farworld.assets") / "textures" / "dmlab").glob("*.png"))
+    assert len(paths) == 35
+    for path in paths:
+        picture = decode_png(path.read_bytes())
+        np.testing.assert_array_equal(picture, cv2.imread(str(path), cv2.IMREAD_COLOR)[..., ::-1])
+
+
+def test_a_written_picture_reads_back(tmp_path):
+    """PNG is lossless; odd sides are not special."""
+    picture = np.random.default_rng(0).integers(0, 256, (17, 31, 3), np.uint8)
+    write_png(tmp_path / "picture.png", picture)
+    np.testing.assert_array_equal(decode_png((tmp_path / "picture.png").read_bytes()), picture)
+
+
+@pytest.mark.parametrize("data", [b"", b"not a picture" * 50])
+def test_what_is_no_png_is_refused(data):
+    with pytest.raises(ValueError, match="PNG"):
+        decode_png(data)
