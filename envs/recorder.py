@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import importlib
@@ -121,19 +122,47 @@ def resolve_env_id(name: str) -> str:
     return env_id
 
 
+@contextlib.contextmanager
+def _plain_errors(env_id: str) -> Iterator[None]:
+    """Turn Gymnasium's own errors, which only Gymnasium knows, into the usual kinds."""
+    try:
+        yield
+    except gymnasium.error.DependencyNotInstalled as error:
+        raise ImportError(f"environment {env_id}: {error}") from error
+    except gymnasium.error.Error as error:
+        raise ValueError(f"environment {env_id}: {error}") from error
+
+
+def _make(recording: Recording) -> gymnasium.Env:
+    """Make the environment so that it renders, or, if it cannot be told to, as it is."""
+    make = functools.partial(gymnasium.make, recording.env_id, disable_env_checker=True, **recording.env_kwargs)
+    try:
+        return make(render_mode="rgb_array")
+    except TypeError:  # its __init__ may lack render_mode, which is no harm where observations are pictures
+        pass
+    try:
+        env = make()
+    except TypeError as error:
+        raise ValueError(f"environment {recording.env_id} cannot be made: {error}") from error
+    if _observed_picture(env.observation_space) is None:
+        space = env.observation_space
+        env.close()
+        raise ValueError(
+            f"environment {recording.env_id} shows no pixels: its __init__ takes no render_mode and its observations "
+            f"are {space}; let it take and heed render_mode='rgb_array', or observe uint8 (height, width, 3)"
+        )
+    return env
+
+
 def make_env(recording: Recording) -> gymnasium.Env:
     """Make the environment of a recording.
 
     Raises:
-        ValueError: its actions are not discrete.
+        ValueError: it cannot be made, shows no pixels, or its actions are not discrete.
         ImportError: it needs a module that is not installed.
     """
-    try:
-        env = gymnasium.make(
-            recording.env_id, render_mode="rgb_array", disable_env_checker=True, **recording.env_kwargs
-        )
-    except gymnasium.error.DependencyNotInstalled as error:
-        raise ImportError(f"environment {recording.env_id}: {error}") from error
+    with _plain_errors(recording.env_id):
+        env = _make(recording)
     if not isinstance(env.action_space, gymnasium.spaces.Discrete):
         space = env.action_space
         env.close()
@@ -171,7 +200,7 @@ class FrameSource:
     """Frames of one size out of an environment: its observation, a part of it, or what it renders."""
 
     def __init__(self, env: gymnasium.Env, size: int | None) -> None:
-        self._read = _pixel_reader(env)
+        self._read = _observed_picture(env.observation_space) or (lambda observation: env.render())
         self._size = size
         self._found: tuple[int, ...] | None = None
 
@@ -194,25 +223,34 @@ class FrameSource:
         size = self._size or DEFAULT_SIZE
         if (height, width) == (size, size):
             return frame
-        import cv2
+        return _area_resize(frame, size)
 
-        return cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA)
+
+def _area_resize(frame: np.ndarray, size: int) -> np.ndarray:
+    try:
+        import cv2
+    except (ImportError, OSError) as error:
+        raise ImportError(
+            f"frames of {frame.shape[0]}x{frame.shape[1]} are resized to {size}x{size} with OpenCV, which cannot be "
+            f"loaded ({error}); pip install opencv-python, and if it is there, install the system's libGL "
+            "(Debian and Ubuntu: apt install libgl1)"
+        ) from error
+    return cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA)
 
 
 def _is_picture(space: gymnasium.Space) -> bool:
     return isinstance(space, gymnasium.spaces.Box) and space.dtype == np.uint8 and space.shape[2:] == (3,)
 
 
-def _pixel_reader(env: gymnasium.Env) -> Callable[[Any], Any]:
-    """Where this environment shows its pixels."""
-    space = env.observation_space
+def _observed_picture(space: gymnasium.Space) -> Callable[[Any], Any] | None:
+    """What takes the picture out of an observation; None if there is none in it."""
     if _is_picture(space):
         return lambda observation: observation
     if isinstance(space, gymnasium.spaces.Dict):
         key = next((key for key, part in space.items() if _is_picture(part)), None)
         if key is not None:
             return lambda observation: observation[key]
-    return lambda observation: env.render()
+    return None
 
 
 # Recording
@@ -290,7 +328,11 @@ def record(
         raise ValueError(f"episodes and workers must be 1 or more, got {episodes} and {workers}")
     begin = time.perf_counter()
     total = 0
-    with make_env(recording) as env, create_or_open(out, spec_of(env, recording)) as writer:
+    with (
+        _plain_errors(recording.env_id),
+        make_env(recording) as env,
+        create_or_open(out, spec_of(env, recording)) as writer,
+    ):
         indices = writer.free_indices(episodes)
         lengths: Iterator[int]
         if min(workers, episodes) == 1:
@@ -305,7 +347,8 @@ def record(
 
 def _play(env: gymnasium.Env, recording: Recording, spec: DatasetSpec, directory: Path, index: int) -> int:
     """Play and write one episode; its number of frames."""
-    episode = record_episode(env, recording, index)
+    with _plain_errors(recording.env_id):
+        episode = record_episode(env, recording, index)
     check_episode(spec, episode)
     write_episode(directory, episode)
     return len(episode.frames)

@@ -9,12 +9,14 @@ import sys
 import time
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.spaces import Box, Discrete
 
 from farworld.cli import main
 from farworld.dataset import Dataset
-from farworld.envs.recorder import Recording, action_vocabulary, make_env, record, resolve_env_id
+from farworld.envs.recorder import BUILT_IN, Recording, action_vocabulary, make_env, record, resolve_env_id
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "tiny_env:Tiny-v0"
@@ -224,6 +226,118 @@ def test_what_cannot_be_recorded_is_said_in_one_line(tmp_path, monkeypatch, capf
     kept = [part for pair in zip(defaults[::2], defaults[1::2], strict=True) if pair[0] not in given for part in pair]
     last = complaint(monkeypatch, capfd, "record", *kept, *changes).strip().splitlines()[-1]
     assert message in last
+
+
+class PlainEnv(gymnasium.Env):
+    """As many write their first environment: without render_mode, or even without __init__."""
+
+    action_space = Discrete(2)
+    observation_space = Box(0, 255, (32, 32, 3), np.uint8)
+
+    def reset(self, *, seed=None, options=None):
+        """A noisy frame."""
+        super().reset(seed=seed)
+        return self.observation_space.low + self.np_random.integers(0, 255, (32, 32, 3), np.uint8), {}
+
+    def step(self, action):
+        """Another noisy frame."""
+        return self.np_random.integers(0, 255, (32, 32, 3), np.uint8), 0.0, False, False, {}
+
+
+class NoRenderModeEnv(PlainEnv):
+    """Its __init__ takes nothing."""
+
+    def __init__(self):
+        self.ready = True
+
+
+class BlindEnv(NoRenderModeEnv):
+    """No picture anywhere."""
+
+    observation_space = Box(0, 1, (2,))
+
+
+class DemandingEnv(PlainEnv):
+    """Cannot be made from the command line."""
+
+    def __init__(self, level, render_mode=None):
+        self.level = level
+
+
+class UnlicensedEnv(PlainEnv):
+    """Fails as Gymnasium's environments do."""
+
+    def __init__(self, render_mode=None):
+        raise gymnasium.error.Error("no licence for this engine")
+
+
+class LateEnv(PlainEnv):
+    """Misses its renderer only when it draws, as the classic control environments do."""
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def step(self, action):
+        """Never gets there."""
+        raise gymnasium.error.DependencyNotInstalled("pygame is not installed")
+
+
+@pytest.fixture
+def register():
+    """Register an environment class for one test; returns its id."""
+    ids = []
+
+    def add(entry_point):
+        ids.append(f"{entry_point.__name__}-v0")
+        gymnasium.register(id=ids[-1], entry_point=entry_point)
+        return ids[-1]
+
+    yield add
+    for env_id in ids:
+        del gymnasium.registry[env_id]
+
+
+@pytest.mark.parametrize("entry_point", [PlainEnv, NoRenderModeEnv])
+def test_observed_pixels_need_no_render_mode(tmp_path, register, entry_point):
+    """What is never called need not be accepted."""
+    record(Recording(env_id=register(entry_point), num_frames=5), tmp_path, episodes=1)
+    assert Dataset(tmp_path).frames(0).shape == (5, 32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "message"),
+    [
+        (BlindEnv, "takes no render_mode and its observations are Box(0.0, 1.0, (2,), float32)"),
+        (DemandingEnv, "cannot be made: DemandingEnv.__init__() missing 1 required positional argument: 'level'"),
+        (UnlicensedEnv, "environment UnlicensedEnv-v0: no licence for this engine"),
+        (LateEnv, "environment LateEnv-v0: pygame is not installed"),
+    ],
+)
+def test_an_environment_that_fails_is_one_line(tmp_path, monkeypatch, capfd, register, entry_point, message):
+    """Gymnasium has its own kinds of errors, which must not end in a traceback."""
+    command = ("record", "--env", register(entry_point), "--episodes", 1, "--out", tmp_path / "data")
+    errors = complaint(monkeypatch, capfd, *command)
+    assert message in errors.strip().splitlines()[-1]
+    assert "Traceback" not in errors
+
+
+def test_resizing_without_opencv_says_what_to_install(tmp_path, monkeypatch, capfd):
+    """Its wheel needs libGL, so that it may be installed and yet not load."""
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    command = ("record", "--env", "tiny_env:TinyRender-v0", "--episodes", 1, "--out", tmp_path / "data")
+    line = complaint(monkeypatch, capfd, *command).strip().splitlines()[-1]
+    assert "50x70" in line
+    assert "pip install opencv-python" in line
+    assert "libgl1" in line
+
+
+@pytest.mark.parametrize("env_id", BUILT_IN.values())
+def test_a_built_in_world_says_that_reset_comes_first(env_id):
+    """Used directly, without the wrapper of gymnasium.make that would say so."""
+    with gymnasium.make(env_id, render_mode="rgb_array") as env:
+        for call in (lambda world: world.step(0), lambda world: world.render()):
+            with pytest.raises(ValueError, match=r"before the first reset\(\); call reset\(\) first"):
+                call(env.unwrapped)
 
 
 def test_record_does_not_touch_a_dataset_of_another_world(tmp_path):
