@@ -5,15 +5,19 @@ from __future__ import annotations
 import errno
 import sys
 
-from cyclopts import App
+import gymnasium.error
+from cyclopts import App, CycloptsError
 from rich.console import Console
 
 from farworld import __version__
+
+EXPECTED_ERRORS = (CycloptsError, gymnasium.error.Error, ValueError, OSError, ImportError, MemoryError)
 
 app = App(
     name="farworld",
     version=__version__,
     help="Record a first-person world, train a FAR-Long model on it, and play what it learned.",
+    suppress_keyboard_interrupt=False,  # main() says what Ctrl-C means
 )
 # The commands' help stands here and not in their docstrings: `farworld --help` shows it without importing them.
 app.command(
@@ -48,6 +52,12 @@ bar, Esc or Q quits; a key that the world itself uses belongs to the world.""",
 app.command("farworld.bench:bench", name="bench", help="Measure speed end to end.")
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Also of a GPU; known by its name, since torch takes seconds to import."""
+    kinds = [(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__]
+    return isinstance(error, MemoryError) or ("torch", "OutOfMemoryError") in kinds
+
+
 def _complain(message: str) -> None:
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"farworld: {message}", style="red", markup=False)
 
@@ -59,7 +69,7 @@ def main() -> None:
     if debug:
         arguments.remove("--debug")
     try:
-        app(arguments)
+        app(arguments, exit_on_error=False, print_error=False)
     except KeyboardInterrupt:
         if debug:
             raise
@@ -67,11 +77,18 @@ def main() -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(141)
-    except (ValueError, OSError, ImportError) as error:
-        if debug:
+    except Exception as error:
+        if debug or not (isinstance(error, EXPECTED_ERRORS) or _is_out_of_memory(error)):
             raise
-        message = str(error) or type(error).__name__
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            message = f"the disk is full; everything finished before is intact ({error})"
-        _complain(" ".join(message.split()))
+        _complain(_explain(error))
         sys.exit(2)
+
+
+def _explain(error: Exception) -> str:
+    """What went wrong, in one line."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full; everything finished before is intact ({message})"
+    if _is_out_of_memory(error):
+        return f"out of memory; choose another --device, or a shorter context or smaller batch ({message})"
+    return message
