@@ -17,6 +17,7 @@ import torch
 from farworld.actions import Action, ActionVocabulary
 from farworld.checkpoint import load_world
 from farworld.dataset import Dataset, DatasetSpec, Episode, create_or_open
+from farworld.models.far import FAR
 from farworld.train import autoencoder as autoencoder_stage
 from farworld.train import world as world_stage
 from farworld.train.config import PRESETS, override, preset
@@ -30,9 +31,10 @@ VOCABULARY = ActionVocabulary(
 HELD_OUT_DRAWS = 33  # frames that the autoencoder stage draws after its steps: one sample sheet, 32 for statistics
 SMALL = [
     "frame_size=16", "latent_channels=8", "autoencoder_widths=(16,32)", "encoder_blocks=(0,1)", "decoder_blocks=(1,1)",
-    "num_layers=2", "num_heads=1", "patch_size=2", "context_patch_size=2", "short_term_frames=3", "fine_frames=6",
-    "max_clip_frames=12", "world_batch_size=4", "autoencoder_batch_size=16", "context_frames=8", "start_frames=3",
-    "num_contexts=2", "precision=float32", "warmup_steps=5", "checkpoint_every=5", "sample_every=1000",
+    "num_layers=2", "num_heads=3", "patch_size=2", "context_patch_size=2", "short_term_frames=3", "fine_frames=6",
+    "early_clip_frames=12", "max_clip_frames=12", "world_batch_size=4", "autoencoder_batch_size=16",
+    "context_frames=8", "start_frames=3", "num_contexts=2", "precision=float32",
+    "warmup_steps=5", "checkpoint_every=5", "sample_every=1000",
 ]  # fmt: skip
 
 
@@ -73,7 +75,8 @@ def learned(bars, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("learned") / "run"
     train(out, bars, "autoencoder_steps=150", "world_steps=400", "autoencoder_learning_rate=0.004",
           "learning_rate=0.003",
-          "ema_decay=0.98", "checkpoint_every=100", "world_batch_size=8", "max_clip_frames=8")  # fmt: skip
+          "ema_decay=0.98", "checkpoint_every=100", "world_batch_size=8", "early_clip_frames=8",
+          "max_clip_frames=8")  # fmt: skip
     return out
 
 
@@ -228,6 +231,36 @@ def test_learning_rate_warms_up_and_ends_at_zero():
     factors = [learning_rate_factor(step, 100, config) for step in range(101)]
     assert factors[0] == pytest.approx(0.1) and max(factors) == 1.0 == factors[49] and factors[100] == 0.0
     assert factors[75] == pytest.approx(0.5)
+
+
+def test_own_predictions_as_context_leave_every_weight_its_gradient():
+    """Under autocast a pass without gradients caches weights that the training pass must not take over."""
+    config = override(PRESETS["maze-xs"], [*SMALL, "precision=bfloat16"])
+    model = FAR(config.far(3))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    clean = torch.randn(2, 10, 8, 4, 4)
+    actions = torch.randint(0, 3, (2, 10))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = world_stage.flow_matching_loss(
+            model, clean, actions, config, torch.Generator().manual_seed(0), own_context_ratio=1.0
+        )
+    loss.backward()
+    without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    # The last block's coarse queries feed nothing.
+    assert set(without) <= {"blocks.1.coarse_attention.norm_q.weight"}
+
+
+def test_own_predictions_keep_the_frames_that_are_context():
+    config = override(PRESETS["maze-xs"], SMALL)
+    model = FAR(config.far(3))
+    truth = torch.randn(2, 6, 8, 4, 4)
+    mixed = world_stage.own_predictions(
+        model, truth, torch.zeros(2, 6, dtype=torch.int64), truth[:, :3], config, torch.Generator().manual_seed(1)
+    )
+    same = (mixed == truth).flatten(2).all(dim=2)
+    expected = world_stage.random_context(2, 6, config, torch.Generator().manual_seed(1))
+    assert torch.equal(same, expected) and 0 < same.sum() < same.numel()
 
 
 def test_psnr_of_known_errors():

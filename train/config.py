@@ -52,11 +52,13 @@ class TrainConfig:
     world_steps: int
     world_batch_size: int = 8  # clips
     fine_frames: int = 16  # frames of a clip that are trained on, the last ones
-    max_clip_frames: int = 300  # longest clip; the length is drawn log-uniformly from fine_frames up
+    early_clip_frames: int = 32  # longest clip before the decay; short clips teach motion for a fraction of the time
+    max_clip_frames: int = 300  # longest clip in the decay; lengths are drawn log-uniformly from fine_frames up
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     clean_context_ratio: float = 0.5  # probability that a frame is clean context instead of a target
+    own_context_ratio: float = 0.5  # in the decay: share of clips whose context is partly the model's own predictions
     action_dropout: float = 0.1  # probability of the null action, per frame
     timestep_mean: float = 0.0  # of the logit-normal timesteps
     timestep_std: float = 1.0
@@ -88,6 +90,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.clean_context_ratio < 1:
             raise ValueError(f"clean_context_ratio must be in [0, 1), got {self.clean_context_ratio}")
+        if not 0 <= self.own_context_ratio <= 1:
+            raise ValueError(f"own_context_ratio must be in [0, 1], got {self.own_context_ratio}")
         if not 2 <= self.fine_frames <= self.max_clip_frames:
             raise ValueError(
                 f"fine_frames must be at least 2 and at most max_clip_frames {self.max_clip_frames}, "
@@ -101,7 +105,15 @@ class TrainConfig:
             raise ValueError(
                 f"frame_size must be a multiple of {compression}, the autoencoder's compression, got {self.frame_size}"
             )
+        if self.early_clip_frames < self.fine_frames:
+            raise ValueError(
+                f"early_clip_frames must be at least fine_frames {self.fine_frames}, got {self.early_clip_frames}"
+            )
         self.far(num_actions=1)  # checks the transformer's sizes
+
+    def decay_start(self, total_steps: int) -> int:
+        """The step at which a stage's learning rate begins to fall."""
+        return total_steps - max(1, round(total_steps * self.decay_fraction))
 
     def autoencoder(self) -> AutoencoderConfig:
         """The autoencoder's sizes."""

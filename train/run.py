@@ -152,8 +152,8 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
 def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
     """Linear warm-up, a plateau, and a linear decay to zero over the last part."""
     warmup = min(1.0, (step + 1) / max(1, min(config.warmup_steps, total_steps // 10)))
-    decay_steps = max(1, round(total_steps * config.decay_fraction))
-    return min(warmup, max(0.0, (total_steps - step) / decay_steps), 1.0)
+    left = (total_steps - step) / (total_steps - config.decay_start(total_steps))
+    return min(warmup, max(0.0, left), 1.0)
 
 
 def step_generator(config: TrainConfig, stage: int, step: int) -> torch.Generator:

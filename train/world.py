@@ -1,7 +1,8 @@
 """Stage 3: train FAR-Long on cached latents.
 
 Frame-wise flow matching with an independent timestep per frame and stochastic clean context: each of a clip's
-last frames is either a noised target or clean context, all earlier ones are clean coarse context.
+last frames is either a noised target or clean context, all earlier ones are clean coarse context. In the last part
+of the training, while the learning rate falls, clips are long and some context frames are the model's own predictions.
 
 Paper: FAR, arXiv:2503.19325, Secs. 3.1 to 3.3.
 """
@@ -26,14 +27,14 @@ STAGE_KEY = 2  # see step_generator
 
 
 def random_clips(
-    latents: LatentDataset, episodes: list[int], config: TrainConfig, generator: torch.Generator
+    latents: LatentDataset, episodes: list[int], config: TrainConfig, max_frames: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """A batch of clips of one length, drawn log-uniformly: long ones are dear, and short ones teach motion.
+    """A batch of clips of one length, drawn log-uniformly up to max_frames or the longest episode.
 
     Returns:
         latents (B, T, C, H, W), float32, and the actions that produced the frames, (B, T), int64.
     """
-    longest = min(config.max_clip_frames, max(latents.num_frames(episode) for episode in episodes))
+    longest = min(max_frames, max(latents.num_frames(episode) for episode in episodes))
     shortest = min(config.fine_frames, longest)
     draw = float(torch.rand(1, generator=generator))
     length = round(math.exp(math.log(shortest) + draw * math.log(longest / shortest)))
@@ -49,7 +50,13 @@ def random_clips(
 
 
 def flow_matching_loss(
-    model: FAR, clean: Tensor, actions: Tensor, config: TrainConfig, generator: torch.Generator
+    model: FAR,
+    clean: Tensor,
+    actions: Tensor,
+    config: TrainConfig,
+    generator: torch.Generator,
+    *,
+    own_context_ratio: float = 0.0,
 ) -> Tensor:
     """Mean squared error of the velocity over the noised frames of a batch of clips.
 
@@ -59,6 +66,8 @@ def flow_matching_loss(
         actions: (B, T), int64, the action that produced each frame.
         config: ratios and timestep distribution.
         generator: on the CPU; the source of all that is random here.
+        own_context_ratio: share of clips in which half of the context frames are the model's own predictions,
+            so that it learns to go on from its own errors.
 
     Returns:
         A scalar.
@@ -66,27 +75,78 @@ def flow_matching_loss(
     batch, length = actions.shape
     num_fine = min(config.fine_frames, length)
     device, null = clean.device, model.config.null_action
-    targets = clean[:, length - num_fine :]
-    noise = torch.randn(targets.shape, generator=generator).to(device)
-    timestep = flow.sample_timesteps(
-        (batch, num_fine), generator, mean=config.timestep_mean, std=config.timestep_std,
-        pure_noise_ratio=config.pure_noise_ratio,
-    )  # fmt: skip
-    is_clean = torch.rand((batch, num_fine), generator=generator) < config.clean_context_ratio
-    is_clean[:, -1] &= ~is_clean.all(dim=1)  # something must be left to learn
     dropped = torch.rand((batch, length), generator=generator) < config.action_dropout
-    timestep, is_clean, dropped = timestep.to(device), is_clean.to(device), dropped.to(device)
-
-    noisy = flow.add_noise(targets, noise, timestep.masked_fill(is_clean, 0.0))
-    mark = torch.where(is_clean, CLEAN_SHORT_TERM, timestep * TIMESTEP_SCALE)
     # The clip's first frame is the first of its stream: whatever produced it is not known.
-    actions = actions.masked_fill(dropped, null)
-    actions[:, 0] = null
+    dropped[:, 0] = True
+    actions = actions.masked_fill(dropped.to(device), null)
     num_context = max(length - num_fine, length - model.config.short_term_frames)
     context = clean[:, :num_context] if num_context > 0 else None
-    velocity = model(noisy, mark, actions, context).float()
-    error = (velocity - flow.velocity_target(targets, noise)).square().mean(dim=(2, 3, 4))
+    truth = shown = clean[:, length - num_fine :]
+    if own_context_ratio:
+        predicted = own_predictions(model, truth, actions, context, config, generator)
+        own = torch.rand(batch, generator=generator) < own_context_ratio
+        shown = torch.where(own.to(device)[:, None, None, None, None], predicted, truth)
+
+    noise = torch.randn(truth.shape, generator=generator).to(device)
+    timestep = flow.sample_timesteps(
+        (batch, num_fine),
+        generator,
+        mean=config.timestep_mean,
+        std=config.timestep_std,
+        pure_noise_ratio=config.pure_noise_ratio,
+    ).to(device)
+    is_clean = random_context(batch, num_fine, config, generator).to(device)
+    noisy = torch.where(is_clean[..., None, None, None], shown, flow.add_noise(truth, noise, timestep))
+    velocity = model(noisy, _mark(timestep, is_clean), actions, context).float()
+    error = (velocity - flow.velocity_target(truth, noise)).square().mean(dim=(2, 3, 4))
     return error[~is_clean].mean()
+
+
+def random_context(batch: int, num_fine: int, config: TrainConfig, generator: torch.Generator) -> Tensor:
+    """Which frames are clean context, (B, F), bool; at least one frame of a clip is left to learn."""
+    is_clean = torch.rand((batch, num_fine), generator=generator) < config.clean_context_ratio
+    is_clean[:, -1] &= ~is_clean.all(dim=1)
+    return is_clean
+
+
+def _mark(timestep: Tensor, is_clean: Tensor) -> Tensor:
+    """Timesteps on the embedding's scale, clean frames by their mark."""
+    return torch.where(is_clean, CLEAN_SHORT_TERM, timestep * TIMESTEP_SCALE)
+
+
+@torch.no_grad()
+def own_predictions(
+    model: FAR,
+    truth: Tensor,
+    actions: Tensor,
+    context: Tensor | None,
+    config: TrainConfig,
+    generator: torch.Generator,
+) -> Tensor:
+    """Clips in which some frames are predicted in one step from the others, which stay as they are.
+
+    Args:
+        model: predicts.
+        truth: (B, F, C, H, W), scaled latents.
+        actions: (B, T), int64; see `FAR.forward`, also for `context`.
+        context: the clip's clean coarse frames.
+        config: for the share of frames that stay.
+        generator: on the CPU.
+
+    Returns:
+        (B, F, C, H, W).
+    """
+    is_clean = random_context(*truth.shape[:2], config, generator).to(truth.device)
+    noise = torch.randn(truth.shape, generator=generator).to(truth.device)
+    keep = is_clean[..., None, None, None]
+    velocity = model(
+        torch.where(keep, truth, noise),
+        _mark(torch.ones(is_clean.shape, device=truth.device), is_clean),
+        actions,
+        context,
+    )
+    torch.clear_autocast_cache()  # weights cast here know no gradient, and the pass that trains would take them over
+    return torch.where(keep, truth, flow.euler_step(noise, velocity.float(), 1.0, 0.0))
 
 
 def optimizer_of(model: FAR, config: TrainConfig) -> torch.optim.Optimizer:
@@ -127,9 +187,18 @@ def train_world(
 
     def loss_of_step(step: int) -> Tensor:
         generator = step_generator(config, STAGE_KEY, step)
-        clips, actions = random_clips(latents, episodes, config, generator)
+        late = step >= config.decay_start(config.world_steps)
+        max_frames = config.max_clip_frames if late else config.early_clip_frames
+        clips, actions = random_clips(latents, episodes, config, max_frames, generator)
         with autocast(config, device):
-            return flow_matching_loss(model, clips.to(device), actions.to(device), config, generator)
+            return flow_matching_loss(
+                model,
+                clips.to(device),
+                actions.to(device),
+                config,
+                generator,
+                own_context_ratio=config.own_context_ratio if late else 0.0,
+            )
 
     fit(
         run, STAGE, state, total_steps=config.world_steps,
