@@ -22,6 +22,7 @@ from farworld.train import autoencoder as autoencoder_stage
 from farworld.train import world as world_stage
 from farworld.train.config import PRESETS, override, preset
 from farworld.train.evaluate import one_step, psnr
+from farworld.train.latents import LatentDataset
 from farworld.train.pipeline import open_run, run_stages
 from farworld.train.run import Run, learning_rate_factor
 
@@ -293,3 +294,16 @@ def test_data_of_another_size_is_refused_with_what_to_do(bars, tmp_path):
         open_run(tmp_path / "run", "maze-xs", [], resume=False, stage="all", data=Dataset(bars))
     with pytest.raises(ValueError, match="needs --preset"):
         open_run(tmp_path / "run", None, [], resume=False, stage="all", data=Dataset(bars))
+
+
+def test_idle_clips_repeat_one_frame_under_the_noop():
+    """With idle_ratio 1 nothing moves and the action says why; a world without a noop is left alone."""
+    latents = LatentDataset(
+        np.arange(40 * 2, dtype=np.float16).reshape(40, 2, 1, 1), np.array([0, 40]), np.full(40, 2, np.int64)
+    )
+    config = override(PRESETS["maze-xs"], [*SMALL, "idle_ratio=1.0"])
+    generator = torch.Generator().manual_seed(0)
+    clips, actions = world_stage.random_clips(latents, [0], config, 12, 0, generator)
+    assert torch.equal(clips, clips[:, :1].expand_as(clips)) and (actions == 0).all()
+    clips, actions = world_stage.random_clips(latents, [0], config, 12, None, generator)
+    assert (clips[:, 1:] - clips[:, :-1] == 2).all() and (actions == 2).all()

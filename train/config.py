@@ -59,6 +59,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     clean_context_ratio: float = 0.5  # probability that a frame is clean context instead of a target
     own_context_ratio: float = 0.5  # in the decay: share of clips whose context is partly the model's own predictions
+    idle_ratio: float = 0.0  # share of clips that repeat one frame under the noop; for worlds that then hold still
     action_dropout: float = 0.1  # probability of the null action, per frame
     timestep_mean: float = 0.0  # of the logit-normal timesteps
     timestep_std: float = 1.0
@@ -75,7 +76,7 @@ class TrainConfig:
     log_every: int = 10  # steps
 
     # Exported world
-    num_steps: int = 2  # denoising steps a frame in play
+    num_steps: int = 1  # denoising steps a frame in play
     context_frames: int = 300  # remembered in play
     num_contexts: int = 4  # start contexts
     start_frames: int = 8  # frames of a start context
@@ -90,8 +91,9 @@ class TrainConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.clean_context_ratio < 1:
             raise ValueError(f"clean_context_ratio must be in [0, 1), got {self.clean_context_ratio}")
-        if not 0 <= self.own_context_ratio <= 1:
-            raise ValueError(f"own_context_ratio must be in [0, 1], got {self.own_context_ratio}")
+        for name in ("own_context_ratio", "idle_ratio"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if not 2 <= self.fine_frames <= self.max_clip_frames:
             raise ValueError(
                 f"fine_frames must be at least 2 and at most max_clip_frames {self.max_clip_frames}, "
@@ -172,7 +174,6 @@ _VOXEL = TrainConfig(
     short_term_frames=4,
     world_steps=4000,
     world_batch_size=4,
-    num_steps=2,
 )
 PRESETS: dict[str, TrainConfig] = {
     "maze-xs": dataclasses.replace(

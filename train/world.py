@@ -27,7 +27,12 @@ STAGE_KEY = 2  # see step_generator
 
 
 def random_clips(
-    latents: LatentDataset, episodes: list[int], config: TrainConfig, max_frames: int, generator: torch.Generator
+    latents: LatentDataset,
+    episodes: list[int],
+    config: TrainConfig,
+    max_frames: int,
+    noop: int | None,
+    generator: torch.Generator,
 ) -> tuple[Tensor, Tensor]:
     """A batch of clips of one length, drawn log-uniformly up to max_frames or the longest episode.
 
@@ -44,6 +49,8 @@ def random_clips(
         episode = candidates[int(torch.randint(len(candidates), (1,), generator=generator))]
         start = int(torch.randint(latents.num_frames(episode) - length + 1, (1,), generator=generator))
         clip, produced_by = latents.clip(episode, start, length)
+        if noop is not None and float(torch.rand(1, generator=generator)) < config.idle_ratio:
+            clip, produced_by = clip[:1].expand_as(clip), torch.full_like(produced_by, noop)
         clips.append(clip)
         actions.append(produced_by)
     return torch.stack(clips), torch.stack(actions)
@@ -189,7 +196,8 @@ def train_world(
         generator = step_generator(config, STAGE_KEY, step)
         late = step >= config.decay_start(config.world_steps)
         max_frames = config.max_clip_frames if late else config.early_clip_frames
-        clips, actions = random_clips(latents, episodes, config, max_frames, generator)
+        noop = data.spec.action_vocabulary.noop
+        clips, actions = random_clips(latents, episodes, config, max_frames, noop, generator)
         with autocast(config, device):
             return flow_matching_loss(
                 model,
