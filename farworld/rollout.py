@@ -244,6 +244,7 @@ class Rollout:
             torch.tensor([timesteps], device=device),
             action,
             torch.tensor(frames, device=device),
+            self._latents[-1].repeat(self._branches, 1, 1, 1) if len(frames) == 1 else None,
             coarse if coarse is None else coarse[:, None],
             coarse_actions,
             torch.tensor([self.frame_index + 1 - len(self._latents)], device=device),

@@ -1,5 +1,6 @@
 """FAR: what tokens see, and that the cache changes what a frame costs, never what it shows."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -45,7 +46,7 @@ def world() -> WorldModel:
         name="tiny",
         model=FARConfig(
             latent_channels=4, latent_height=4, latent_width=4, num_actions=3, num_layers=3, num_heads=2,
-            head_size=16, patch_size=1, context_patch_size=2, short_term_frames=WINDOW,
+            head_size=16, patch_size=1, context_patch_size=2, short_term_frames=WINDOW, copy_gate=True,
         ),
         autoencoder=AutoencoderConfig(latent_channels=4, widths=(8, 8), encoder_blocks=(1, 0), decoder_blocks=(0, 1)),
         vocabulary=VOCABULARY, frame_height=16, frame_width=16, frames_per_second=10.0, context_frames=12,
@@ -89,6 +90,47 @@ def test_cached_rollout_equals_uncached_rollout(world, num_frames):
         expected = uncached_next(world, latents, actions[:, : num_frames + step], noise, num_steps=2)
         torch.testing.assert_close(rollout.step_latents(action), expected, atol=2e-5, rtol=1e-4)
         latents = torch.cat([latents, expected[:, None]], dim=1)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_an_open_copy_gate_holds_the_frame_exactly(world, num_steps):
+    """Where the gate is open the frame before is reached from any noise; where it is shut the network draws."""
+    still = copy.deepcopy(world)
+    still.transformer.copy_head.weight.zero_()
+    frames, actions = clip(6)
+    for bias, held in ((30.0, True), (-30.0, False)):
+        still.transformer.copy_head.bias.fill_(bias)
+        rollout = Rollout(still, batch_size=2, num_steps=num_steps, context_frames=12)
+        rollout.prime(frames, actions[:, :5])
+        for _ in range(20):
+            latents = rollout.step_latents(1)
+        error = (latents - still.encode(frames[:, -1:])[:, 0]).abs().max()
+        assert (error < 1e-4) == held
+
+
+def test_only_a_clean_frame_is_copied():
+    """A noised or missing frame before a frame is no source: the gate does not count there."""
+    config = FARConfig(
+        latent_channels=4, latent_height=4, latent_width=4, num_actions=3, num_layers=2, num_heads=1, head_size=16,
+        context_patch_size=2, short_term_frames=WINDOW, copy_gate=True,
+    )  # fmt: skip
+    model = FAR(config)
+    randomise(model)
+    plain = FAR(dataclasses.replace(config, copy_gate=False))
+    plain.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if "copy_head" not in name})
+    noisy, actions = torch.randn(1, 5, 4, 4, 4), torch.zeros(1, 5, dtype=torch.int64)
+    timestep = torch.tensor([[500.0, 500.0, CLEAN_SHORT_TERM, 500.0, 500.0]])
+    context = noisy[:, :3]
+    with torch.no_grad():
+        same = [
+            torch.equal(gated, ungated)
+            for gated, ungated in zip(
+                model(noisy, timestep, actions, context).unbind(1),
+                plain(noisy, timestep, actions, context).unbind(1),
+                strict=True,
+            )
+        ]
+    assert same == [True, True, True, False, True]
 
 
 def test_the_rings_forget_what_is_older_than_the_context(world):

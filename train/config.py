@@ -19,7 +19,15 @@ AT_LEAST_ONE = (
 # What the weights of each stage's checkpoints depend on.
 ARCHITECTURE = {
     "autoencoder": ("frame_size", "latent_channels", "autoencoder_widths", "encoder_blocks", "decoder_blocks"),
-    "world": ("num_layers", "num_heads", "head_size", "patch_size", "context_patch_size", "short_term_frames"),
+    "world": (
+        "num_layers",
+        "num_heads",
+        "head_size",
+        "patch_size",
+        "context_patch_size",
+        "short_term_frames",
+        "copy_gate",
+    ),
 }
 
 
@@ -49,12 +57,13 @@ class TrainConfig:
     patch_size: int
     context_patch_size: int
     short_term_frames: int
+    copy_gate: bool = True  # take over what stands still from the frame before, see farworld.models.far
     world_steps: int
-    world_batch_size: int = 8  # clips
+    world_batch_size: int = 4  # clips
     fine_frames: int = 16  # frames of a clip that are trained on, the last ones
     early_clip_frames: int = 32  # longest clip before the decay; short clips teach motion for a fraction of the time
     max_clip_frames: int = 300  # longest clip in the decay; lengths are drawn log-uniformly from fine_frames up
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.01
     ema_decay: float = 0.999
     clean_context_ratio: float = 0.5  # probability that a frame is clean context instead of a target
@@ -63,7 +72,7 @@ class TrainConfig:
     action_dropout: float = 0.1  # probability of the null action, per frame
     timestep_mean: float = 0.0  # of the logit-normal timesteps
     timestep_std: float = 1.0
-    pure_noise_ratio: float = 0.2  # probability that a target starts from pure noise, as play does
+    pure_noise_ratio: float = 0.4  # probability that a target starts from pure noise, as play does
 
     # Both
     warmup_steps: int = 100
@@ -140,6 +149,7 @@ class TrainConfig:
             patch_size=self.patch_size,
             context_patch_size=self.context_patch_size,
             short_term_frames=self.short_term_frames,
+            copy_gate=self.copy_gate,
         )
 
 
@@ -158,6 +168,7 @@ _MAZE = TrainConfig(
     context_patch_size=4,
     short_term_frames=8,
     world_steps=6000,
+    idle_ratio=0.1,
 )
 _VOXEL = TrainConfig(
     preset="voxel-s",
@@ -173,7 +184,7 @@ _VOXEL = TrainConfig(
     context_patch_size=4,
     short_term_frames=4,
     world_steps=4000,
-    world_batch_size=4,
+    idle_ratio=0.1,
 )
 PRESETS: dict[str, TrainConfig] = {
     "maze-xs": dataclasses.replace(

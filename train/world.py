@@ -143,7 +143,7 @@ def own_predictions(
     Returns:
         (B, F, C, H, W).
     """
-    is_clean = random_context(*truth.shape[:2], config, generator).to(truth.device)
+    is_clean = random_context(truth.shape[0], truth.shape[1], config, generator).to(truth.device)
     noise = torch.randn(truth.shape, generator=generator).to(truth.device)
     keep = is_clean[..., None, None, None]
     velocity = model(

@@ -5,7 +5,8 @@
   attention projections;
 - one definition of what a token sees (`visible`), for whole clips and for the cache;
 - conditioned on the action that *produced* each frame, with a null action for the first frame and for guidance;
-- adaLN modulation computed once per frame, 3-D rotary positions absolute in the stream.
+- adaLN modulation computed once per frame, 3-D rotary positions absolute in the stream;
+- optionally a copy gate (ours): what does not move is taken over from the frame before, so that it never melts.
 
 Paper: FAR, arXiv:2503.19325, Sec. 3.
 
@@ -30,6 +31,8 @@ CLEAN_LONG_TERM = -2.0
 TIMESTEP_SCALE = 1000.0
 ROPE_THETA = 10000.0
 TIMESTEP_FEATURES = 256
+COPY_TIMESTEP_MIN = 0.2  # flow time; the velocity towards another frame grows as 1 / t
+COPY_BIAS = -2.0  # of the copy gate's logits at the start: copy little, until it is learned where
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +50,7 @@ class FARConfig:
     patch_size: int = 1
     context_patch_size: int = 4
     short_term_frames: int = 8
+    copy_gate: bool = False
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "context_patch_size"):
@@ -330,6 +334,31 @@ def _head_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
 
 
+def _mix_in_copy(velocity: Tensor, gate: Tensor, noisy: Tensor, timestep: Tensor, before: Tensor | None) -> Tensor:
+    """Mix the velocity of each frame with the one that leads to the clean frame before it.
+
+    A network that must redraw all that stands still repeats its small errors frame after frame, until the picture
+    melts. At gate 1 the frame before is reached exactly, from any number of steps.
+
+    Args:
+        velocity: (B, F, C, H, W), of the network.
+        gate: (B, F, 1, H, W), in [0, 1].
+        noisy: (B, F, C, H, W), the network's input.
+        timestep: (B, F), on the embedding's scale; frames below 0 are clean, and only those can be copied.
+        before: (B, C, H, W), the clean frame before the first, or None.
+
+    Returns:
+        (B, F, C, H, W).
+    """
+    first = torch.zeros_like(noisy[:, :1]) if before is None else before[:, None]
+    previous = torch.cat([first, noisy[:, :-1]], dim=1)
+    timestep = timestep.expand(noisy.shape[:2])
+    previous_is_clean = torch.cat([torch.full_like(timestep[:, :1], before is not None), timestep[:, :-1] < 0], dim=1)
+    gate = gate * previous_is_clean[..., None, None, None]
+    t = (timestep / TIMESTEP_SCALE).clamp(min=COPY_TIMESTEP_MIN)[..., None, None, None]
+    return torch.lerp(velocity, (noisy - previous) / t, gate.expand_as(velocity))
+
+
 class FAR(nn.Module):
     """FAR-Long: predicts the velocity of noisy frames from fine recent and coarse earlier frames."""
 
@@ -344,10 +373,11 @@ class FAR(nn.Module):
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.velocity_head = nn.Linear(width, channels * config.patch_size**2)
+        self.copy_head = nn.Linear(width, config.patch_size**2) if config.copy_gate else None
         self._initialise()
 
     def _initialise(self) -> None:
-        """Xavier matrices; modulations and the head start at zero, so that each block starts as the identity."""
+        """Xavier matrices; modulations and heads start at zero, so that each block starts as the identity."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -357,8 +387,10 @@ class FAR(nn.Module):
         nn.init.normal_(self.timestep_embedding.linear_1.weight, std=0.02)
         nn.init.normal_(self.timestep_embedding.linear_2.weight, std=0.02)
         for name, parameter in self.named_parameters():
-            if "modulation" in name or "velocity_head" in name:
+            if "modulation" in name or "_head" in name:
                 nn.init.zeros_(parameter)
+        if self.copy_head is not None:
+            nn.init.constant_(self.copy_head.bias, COPY_BIAS)
 
     def forward(self, noisy: Tensor, timestep: Tensor, action: Tensor, context: Tensor | None) -> Tensor:
         """Velocities of the last F frames of a clip of T frames.
@@ -392,8 +424,9 @@ class FAR(nn.Module):
             fine_frame=fine_frame.repeat_interleave(self.config.fine_tokens),
             coarse_frame=coarse_frame.repeat_interleave(self.config.coarse_tokens),
         )
+        before = None if context is None or num_fine == num_frames else context[:, num_frames - num_fine - 1]
         return self.run(
-            noisy, timestep, action[:, num_frames - num_fine :], fine_frame,
+            noisy, timestep, action[:, num_frames - num_fine :], fine_frame, before,
             context, action[:, :num_coarse], coarse_frame, attend,
         )  # fmt: skip
 
@@ -403,6 +436,7 @@ class FAR(nn.Module):
         timestep: Tensor,
         fine_action: Tensor,
         fine_frame: Tensor,
+        before: Tensor | None,
         coarse: Tensor | None,
         coarse_action: Tensor,
         coarse_frame: Tensor,
@@ -415,6 +449,8 @@ class FAR(nn.Module):
             timestep: (B, F), on the embedding's scale.
             fine_action: (B, F), int64.
             fine_frame: (F,), int64, absolute frame index.
+            before: (B, C, H, W), the clean frame before the first fine one; None if there is none, or if that
+                frame's velocity is not needed. Only the copy gate reads it.
             coarse: (B, L, C, H, W), clean latents that get coarse tokens, or None.
             coarse_action: (B, L), int64; not read without `coarse`.
             coarse_frame: (L,), int64; not read without `coarse`.
@@ -434,8 +470,12 @@ class FAR(nn.Module):
         for block in self.blocks:
             fine_stream, coarse_stream = block(fine_stream, coarse_stream, attend)
         scale, shift = self.final_modulation(fine_stream.condition).unsqueeze(2).chunk(2, dim=-1)
-        velocity = self.velocity_head(_norm(fine_stream.tokens) * (1 + scale) + shift)
-        return _unpatchify(velocity, config)
+        tokens = _norm(fine_stream.tokens) * (1 + scale) + shift
+        velocity = _unpatchify(self.velocity_head(tokens), config)
+        if self.copy_head is None:
+            return velocity
+        gate = _unpatchify(self.copy_head(tokens), config).float().sigmoid()
+        return _mix_in_copy(velocity.float(), gate, fine, timestep, before)
 
     def _stream(
         self, latents: Tensor, timestep: Tensor, action: Tensor, frame: Tensor, embedding: nn.Module, patch: int
@@ -455,6 +495,6 @@ def _patchify(latents: Tensor, patch: int) -> Tensor:
 
 
 def _unpatchify(tokens: Tensor, config: FARConfig) -> Tensor:
-    """The inverse of `_patchify` for fine tokens."""
+    """The inverse of `_patchify` for fine tokens, with any number of channels."""
     rows, patch = config.latent_height // config.patch_size, config.patch_size
     return rearrange(tokens, "b f (h w) (c i j) -> b f c (h i) (w j)", h=rows, i=patch, j=patch)
