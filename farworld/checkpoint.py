@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from farworld.actions import ActionVocabulary
 from farworld.models.autoencoder import AutoencoderConfig
-from farworld.models.far import FARConfig, TimestepEmbedding
+from farworld.models.far import FARConfig, Positions, TimestepEmbedding
 from farworld.world_model import WorldConfig, WorldModel
 
 WORLD_FORMAT = "farworld-world"
@@ -149,7 +149,9 @@ def config_from_json(values: Mapping, source: str = CONFIG_FILE) -> WorldConfig:
             f"{source}: expected format {WORLD_FORMAT!r} version {FORMAT_VERSION}, got {kind!r} version {version!r}"
         )
     try:
-        values["model"] = FARConfig(**values["model"])
+        model = dict(values["model"])
+        model["positions"] = Positions(**model.get("positions", {}))
+        values["model"] = FARConfig(**model)
         values["autoencoder"] = AutoencoderConfig(**values["autoencoder"])
         values["vocabulary"] = ActionVocabulary.from_json(values["vocabulary"])
         return WorldConfig(**values)

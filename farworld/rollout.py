@@ -1,15 +1,16 @@
 """The frame loop: prime with a context, then one action in, one frame out.
 
-`Rollout` owns the key-value cache and is its only writer. A finished frame's fine tokens enter the cache once,
-merged into the first denoising pass of the next frame; when a frame leaves the short-term window its coarse
-tokens enter once. Frame 10,000 costs what frame 300 costs.
+`Rollout` owns the key-value cache and is its only writer. New past frames enter it in the first denoising pass of
+the next frame: in the sliding layout each frame once by its fine tokens and, when it leaves the short-term window,
+once by its coarse ones; in the anchored layout of the paper the whole window is encoded anew for every frame, since
+its start has moved. Either way frame 10,000 costs what frame 300 costs.
 
 Paper: FAR, arXiv:2503.19325, Sec. 3.3; the sliding, append-only layout is ours.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from farworld.models import flow
 from farworld.models.far import CLEAN_SHORT_TERM, TIMESTEP_SCALE
 from farworld.models.kv_cache import EMPTY, CachedAttention, KVCache
-from farworld.world_model import WorldModel
+from farworld.world_model import LAYOUTS, WorldModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,8 @@ class Snapshot:
     latents: tuple[Tensor, ...]
     actions: tuple[Tensor, ...]
     frame_index: int
+    fine_end: int
+    coarse_end: int
     seed: int
 
 
@@ -50,6 +53,8 @@ class Rollout:
         num_steps: int | None = None,
         context_frames: int | None = None,
         guidance_scale: float = 1.0,
+        layout: str | None = None,
+        timesteps: Sequence[float] | None = None,
     ) -> None:
         """Allocate the cache.
 
@@ -58,36 +63,50 @@ class Rollout:
             batch_size: streams.
             num_steps: denoising steps a frame; None is the world's own number.
             context_frames: frames remembered, the short-term window included; None is the world's own number.
-            guidance_scale: 1.0 is off; more runs a second, unconditional half of the batch.
+            guidance_scale: 1.0 is off, 0.0 heeds no action at all; any other value mixes both predictions, by a
+                second, unconditional half of the batch.
+            layout: of long short-term attention, "sliding" or "anchored"; None is the world's own. Weights trained
+                in one run in the other as well, at some loss.
+            timesteps: flow times from 1 to 0, one step between each two; None is evenly spaced, in num_steps.
 
         Raises:
-            ValueError: num_steps below 1, a context shorter than the short-term window, or guidance below 1.
+            ValueError: num_steps below 1, a context shorter than the short-term window, negative guidance, an unknown
+                layout, or a model that isn't causal.
         """
-        window = world.config.model.short_term_frames
+        config = world.config.model
+        window = config.short_term_frames if config.context_patch_size else 1
         context_frames = world.config.context_frames if context_frames is None else context_frames
         if context_frames < window:
             raise ValueError(
                 f"the context must be at least the short-term window of {window} frames, got {context_frames}"
             )
-        if guidance_scale < 1.0:
-            raise ValueError(f"guidance_scale must be at least 1.0 (off), got {guidance_scale}")
+        if guidance_scale < 0.0:
+            raise ValueError(f"guidance_scale must not be negative (1.0 is off), got {guidance_scale}")
+        layout = world.config.layout if layout is None else layout
+        if layout not in LAYOUTS:
+            raise ValueError(f"the layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+        if not config.causal:
+            raise ValueError("a model that is not causal (Video-DiT) makes clips, not frames: see denoise_clip")
         self.world = world
         self.batch_size = batch_size
         self.context_frames = context_frames
         self.guidance_scale = guidance_scale
-        self.timesteps = flow.euler_timesteps(world.config.num_steps if num_steps is None else num_steps)
+        self.layout = layout
+        if timesteps is None:
+            timesteps = flow.euler_timesteps(world.config.num_steps if num_steps is None else num_steps)
+        self.timesteps = list(timesteps)
         self.seed = 0
         self.frame_index = EMPTY  # of the newest frame; EMPTY before the first
-        self._branches = 1 if guidance_scale == 1.0 else 2
+        self._branches = 1 if guidance_scale in (0.0, 1.0) else 2
         self._cache = KVCache(
-            world.config.model,
-            batch_size=batch_size * self._branches,
-            long_term_frames=context_frames - window + 1,  # the window counts the frame to come
-            device=world.device,
+            config, batch_size=batch_size * self._branches, context_frames=context_frames, device=world.device
         )
-        # The newest `window` frames, still needed: the newest for its fine tokens, the oldest for its coarse ones.
-        self._latents: deque[Tensor] = deque(maxlen=window)
-        self._actions: deque[Tensor] = deque(maxlen=window)
+        # Past frames that are not in the cache for good: the newest ones, up to frame_index.
+        self._latents: list[Tensor] = []
+        self._actions: list[Tensor] = []
+        self._fine_end = 0  # frames before it are in the cache by their fine tokens, if still in the window
+        self._coarse_end = 0  # frames before it are in the cache by their coarse tokens, if still in the ring
+        self._primed = False
 
     @property
     def num_steps(self) -> int:
@@ -114,19 +133,36 @@ class Rollout:
         frames = torch.as_tensor(frames)
         latents = self.world.encode(frames)
         actions = self._check_actions(actions, (self.batch_size, frames.shape[1] - 1))
-        if frames.shape[0] != self.batch_size:
-            raise ValueError(f"expected the frames of {self.batch_size} streams, got {frames.shape[0]}")
+        null = torch.full((self.batch_size, 1), self.world.config.model.null_action, device=actions.device)
+        self.prime_latents(latents, torch.cat([null, actions], dim=1), seed=seed)
+
+    @torch.inference_mode()
+    def prime_latents(self, latents: Tensor, produced_by: Tensor, *, seed: int = 0) -> None:
+        """`prime` without the encoder, and with an action for the first frame.
+
+        Args:
+            latents: (B, F, C, h, w), scaled latents; F may be 0 for a stream that starts from nothing.
+            produced_by: (B, F), int64, the action that produced each frame; null_action if none.
+            seed: of all noise to come.
+
+        Raises:
+            ValueError: another number of streams.
+        """
+        if latents.shape[0] != self.batch_size:
+            raise ValueError(f"expected the frames of {self.batch_size} streams, got {latents.shape[0]}")
         self._cache.reset()
         self._latents.clear()
         self._actions.clear()
+        self._fine_end = self._coarse_end = 0
         self.frame_index = EMPTY
         self.seed = seed
-        null = torch.full((self.batch_size, 1), self.world.config.model.null_action, device=actions.device)
-        produced_by = torch.cat([null, actions], dim=1)
-        for index in range(frames.shape[1]):
-            if self._latents:
-                self._append()
-            self._remember(latents[:, index], produced_by[:, index])
+        self._primed = True
+        for frame, action in zip(latents.unbind(1), produced_by.to(self.world.device).unbind(1), strict=True):
+            if self._latents and self._heeds_following():
+                self._actions[-1], action = action, torch.full_like(action, self.world.config.model.null_action)
+            if self._latents and self.layout == "sliding":
+                self._run(None, 0.0, first=True)
+            self._remember(frame, action)
 
     def step(self, action: int | np.ndarray | Tensor) -> np.ndarray:
         """Take an action in every stream and return the frames that it produces.
@@ -148,10 +184,18 @@ class Rollout:
             return self.world.decode(latents).cpu().numpy()
 
     @torch.inference_mode()
-    def step_latents(self, action: int | np.ndarray | Tensor) -> Tensor:
-        """`step` without the decoder: (B, C, h, w), scaled latents."""
-        actions = self._check_actions(action, (self.batch_size,))
-        latents = self._denoise(actions)
+    def step_latents(self, action: int | np.ndarray | Tensor, *, noise: Tensor | None = None) -> Tensor:
+        """`step` without the decoder.
+
+        Args:
+            action: see `step`.
+            noise: (B, C, h, w), to start from; None is drawn by the seed.
+
+        Returns:
+            (B, C, h, w), scaled latents.
+        """
+        actions = self._condition(action)
+        latents = self._denoise(actions, self._noise(self.frame_index + 1) if noise is None else noise)
         self._remember(latents, actions)
         return latents
 
@@ -166,8 +210,8 @@ class Rollout:
         Returns:
             (B, C, h, w), the predicted latents.
         """
-        actions = self._check_actions(action, (self.batch_size,))
-        predicted = self._denoise(actions)
+        actions = self._condition(action)
+        predicted = self._denoise(actions, self._noise(self.frame_index + 1))
         self._remember(self.world.encode(torch.as_tensor(frames)[:, None])[:, 0], actions)
         return predicted
 
@@ -176,7 +220,7 @@ class Rollout:
         cache = self._cache
         return Snapshot(
             cache.keys.clone(), cache.values.clone(), cache.frame_of_slot.clone(),
-            tuple(self._latents), tuple(self._actions), self.frame_index, self.seed,
+            tuple(self._latents), tuple(self._actions), self.frame_index, self._fine_end, self._coarse_end, self.seed,
         )  # fmt: skip
 
     def restore(self, snapshot: Snapshot) -> None:
@@ -184,11 +228,10 @@ class Rollout:
         self._cache.keys.copy_(snapshot.keys)
         self._cache.values.copy_(snapshot.values)
         self._cache.frame_of_slot.copy_(snapshot.frame_of_slot)
-        self._latents.clear()
-        self._latents.extend(snapshot.latents)
-        self._actions.clear()
-        self._actions.extend(snapshot.actions)
+        self._latents, self._actions = list(snapshot.latents), list(snapshot.actions)
         self.frame_index, self.seed = snapshot.frame_index, snapshot.seed
+        self._fine_end, self._coarse_end = snapshot.fine_end, snapshot.coarse_end
+        self._primed = True
 
     def _check_actions(self, actions: int | np.ndarray | Tensor, shape: tuple[int, ...]) -> Tensor:
         """Actions as (B, …) int64 on the device, or ValueError naming the range."""
@@ -202,82 +245,112 @@ class Rollout:
             vocabulary.check(int(tensor.max()) if tensor.max() >= len(vocabulary) else int(tensor.min()))
         return tensor.to(device=self.world.device, dtype=torch.int64)
 
+    def _heeds_following(self) -> bool:
+        """Whether frames are conditioned on the action that follows them, as the official DMLab weights are."""
+        return self.world.config.frame_action == "following"
+
+    def _condition(self, action: int | np.ndarray | Tensor) -> Tensor:
+        """The next frame's condition, (B,), from the action that is to produce it.
+
+        Where frames are conditioned on the action that follows them, the action belongs to the newest frame; what
+        will follow the next one nobody knows yet, so that it gets the null action.
+        """
+        if not self._primed:
+            raise ValueError("the rollout has no context yet: call prime(frames, actions) first")
+        actions = self._check_actions(action, (self.batch_size,))
+        if not self._heeds_following():
+            return actions
+        if self._actions:
+            self._actions[-1] = actions
+        return torch.full_like(actions, self.world.config.model.null_action)
+
     def _remember(self, latents: Tensor, actions: Tensor) -> None:
         """Make these latents the newest frame."""
         self._latents.append(latents)
         self._actions.append(actions)
         self.frame_index += 1
 
-    def _attention(self, *, with_noisy: bool, with_newest: bool) -> tuple[CachedAttention, Tensor | None, Tensor]:
-        """Claim slots for one pass; also the coarse latents and actions that enter with it."""
-        newest, window = self.frame_index, self.world.config.model.short_term_frames
-        fine_frames, fine_slots, coarse_frames = [], [], []
-        if with_newest:
-            fine_frames.append(newest)
-            fine_slots.append(self._cache.fine_slot(newest))
-            if newest + 1 >= window and self._cache.long_term_frames:
-                coarse_frames.append(newest + 1 - window)
-        if with_noisy:
-            fine_frames.append(newest + 1)
-            fine_slots.append(self._cache.scratch_slot)
-        attention = CachedAttention(
-            self._cache, fine_frames=fine_frames, fine_slots=fine_slots, coarse_frames=coarse_frames
-        )
-        if not coarse_frames:
-            return attention, None, self._actions[0]
-        return attention, self._latents[0], self._actions[0]
+    def _to_encode(self) -> tuple[list[int], list[int]]:
+        """Past frames that the next frame's first pass has to put into the cache, by fine and by coarse tokens."""
+        config, coming = self.world.config.model, self.frame_index + 1
+        first_fine = max(0, coming - config.window + 1)
+        oldest = first_fine - self._cache.long_term_frames  # what is older leaves the ring before anyone sees it
+        coarse = range(max(self._coarse_end, oldest), first_fine)
+        is_anchored = self.layout == "anchored" and first_fine > 0
+        fine = range(first_fine if is_anchored else max(self._fine_end, coming - self._cache.short_term_frames), coming)
+        return list(fine), list(coarse)
 
-    def _run(self, latents: list[Tensor], timesteps: list[float], actions: list[Tensor], attention: CachedAttention,
-             coarse: Tensor | None, coarse_action: Tensor, frames: list[int]) -> Tensor:  # fmt: skip
-        """One pass through the transformer; the velocity of the last frame, guided."""
-        device, null = self.world.device, self.world.config.model.null_action
-        fine = torch.stack(latents, dim=1)
-        action = torch.stack(actions, dim=1)
-        coarse_actions = coarse_action[:, None]
-        if self._branches == 2:
-            fine = fine.repeat(2, 1, 1, 1, 1)
-            coarse = coarse if coarse is None else coarse.repeat(2, 1, 1, 1)
-            action = torch.cat([torch.full_like(action, null), action])
-            coarse_actions = torch.cat([torch.full_like(coarse_actions, null), coarse_actions])
+    def _run(self, noisy: tuple[Tensor, Tensor] | None, t: float, *, first: bool) -> Tensor:
+        """One pass through the transformer.
+
+        Args:
+            noisy: latents (B, C, h, w) and actions (B,) of the next frame; None only encodes what came before.
+            t: flow time of the noisy latents.
+            first: also encode past frames that are not in the cache.
+
+        Returns:
+            (B, C, h, w), the velocity of the last frame, guided.
+        """
+        cache, coming, window = self._cache, self.frame_index + 1, self.world.config.model.window
+        fine_frames, coarse_frames = self._to_encode() if first else ([], [])
+        kept = coming - len(self._latents)  # frame of the oldest latents at hand
+        latents = [self._latents[frame - kept] for frame in fine_frames]
+        actions = [self._actions[frame - kept] for frame in fine_frames]
+        timesteps = [CLEAN_SHORT_TERM] * len(fine_frames)
+        slots = [cache.fine_slot(frame) for frame in fine_frames]
+        if noisy is not None:
+            latents.append(noisy[0])
+            actions.append(noisy[1])
+            timesteps.append(t * TIMESTEP_SCALE)
+            slots.append(cache.scratch_slot)
+        frames = fine_frames + [coming] * (noisy is not None)
+        first_fine = max(0, coming - window + 1) if self.layout == "anchored" else 0
+        attention = CachedAttention(
+            cache, fine_frames=frames, fine_slots=slots, coarse_frames=coarse_frames, first_fine=first_fine
+        )
+        # A lone noisy frame doesn't bring the frame before it along, which the copy gate reads.
+        before = self._both(self._latents[-1]) if self._latents and not fine_frames else None
+        coarse = torch.stack([self._latents[frame - kept] for frame in coarse_frames], dim=1) if coarse_frames else None
+        coarse_actions = [self._actions[frame - kept] for frame in coarse_frames] or actions[:1]
+        device = self.world.device
         velocity = self.world.transformer.run(
-            fine,
+            self._both(torch.stack(latents, dim=1)),
             torch.tensor([timesteps], device=device),
-            action,
+            self._both_conditions(torch.stack(actions, dim=1)),
             torch.tensor(frames, device=device),
-            self._latents[-1].repeat(self._branches, 1, 1, 1) if len(frames) == 1 else None,
-            coarse if coarse is None else coarse[:, None],
-            coarse_actions,
-            torch.tensor([self.frame_index + 1 - len(self._latents)], device=device),
+            before,
+            None if coarse is None else self._both(coarse),
+            self._both_conditions(torch.stack(coarse_actions, dim=1)),
+            torch.tensor(coarse_frames, device=device, dtype=torch.int64),
             attention,
         )[:, -1]
+        if first:
+            self._fine_end = coming
+            self._coarse_end = max(self._coarse_end, coming - window + 1)
+            # The frame that leaves the window next is the oldest that is still needed.
+            surplus = self._coarse_end - kept if self.world.config.model.context_patch_size else coming - 1 - kept
+            del self._latents[: max(0, surplus)], self._actions[: max(0, surplus)]
         if self._branches == 2:
             unconditional, conditional = velocity.chunk(2)
             velocity = unconditional + self.guidance_scale * (conditional - unconditional)
         return velocity
 
-    def _append(self) -> None:
-        """Put the newest frame into the cache by a pass of its own."""
-        attention, coarse, coarse_action = self._attention(with_noisy=False, with_newest=True)
-        self._run([self._latents[-1]], [CLEAN_SHORT_TERM], [self._actions[-1]], attention, coarse, coarse_action,
-                  [self.frame_index])  # fmt: skip
+    def _both(self, latents: Tensor) -> Tensor:
+        """The same latents for the unconditional and the conditional branch."""
+        return latents.repeat(self._branches, *[1] * (latents.ndim - 1))
 
-    def _denoise(self, actions: Tensor) -> Tensor:
-        """Draw the latents of the next frame; the first pass also puts the newest frame into the cache."""
-        if not self._latents:
-            raise ValueError("the rollout has no context yet: call prime(frames, actions) first")
-        newest = self.frame_index
-        x = self._noise(newest + 1)
+    def _both_conditions(self, actions: Tensor) -> Tensor:
+        """Actions (B, F) of all branches: the null action for the unconditional one."""
+        null = torch.full_like(actions, self.world.config.model.null_action)
+        if self.guidance_scale == 0.0:
+            return null
+        return actions if self._branches == 1 else torch.cat([null, actions])
+
+    def _denoise(self, actions: Tensor, noise: Tensor) -> Tensor:
+        """The latents of the next frame; the first pass also puts what is new into the cache."""
+        x = noise
         for step, (now, then) in enumerate(zip(self.timesteps, self.timesteps[1:], strict=False)):
-            first = step == 0
-            attention, coarse, coarse_action = self._attention(with_noisy=True, with_newest=first)
-            velocity = self._run(
-                [self._latents[-1], x] if first else [x],
-                [CLEAN_SHORT_TERM, now * TIMESTEP_SCALE] if first else [now * TIMESTEP_SCALE],
-                [self._actions[-1], actions] if first else [actions],
-                attention, coarse, coarse_action,
-                [newest, newest + 1] if first else [newest + 1],
-            )  # fmt: skip
-            x = flow.euler_step(x, velocity, now, then)
+            x = flow.euler_step(x, self._run((x, actions), now, first=step == 0), now, then)
         return x
 
     def _noise(self, frame: int) -> Tensor:
@@ -290,3 +363,23 @@ class Rollout:
             generator = torch.Generator().manual_seed(int(key >> np.uint64(1)))
             streams.append(torch.randn(shape, generator=generator))
         return torch.stack(streams).to(self.world.device)
+
+
+@torch.inference_mode()
+def denoise_clip(world: WorldModel, actions: Tensor, noise: Tensor, timesteps: Sequence[float]) -> Tensor:
+    """A whole clip from noise at one timestep for all frames, as Video-DiT makes it.
+
+    Args:
+        world: with a model that isn't causal.
+        actions: (B, F), int64, the action that produced each frame; null_action if none.
+        noise: (B, F, C, h, w), standard normal.
+        timesteps: flow times from 1 to 0, see `farworld.models.flow.euler_timesteps`.
+
+    Returns:
+        (B, F, C, h, w), scaled latents.
+    """
+    x = noise
+    for now, then in zip(timesteps, timesteps[1:], strict=False):
+        t = torch.full(actions.shape, now * TIMESTEP_SCALE, device=x.device)
+        x = flow.euler_step(x, world.transformer(x, t, actions, None), now, then)
+    return x

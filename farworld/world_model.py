@@ -11,6 +11,9 @@ from farworld.actions import ACTION_TIMING, ActionVocabulary
 from farworld.models.autoencoder import Autoencoder, AutoencoderConfig
 from farworld.models.far import FAR, FARConfig
 
+LAYOUTS = ("sliding", "anchored")
+FRAME_ACTIONS = ("producing", "following")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldConfig:
@@ -25,12 +28,18 @@ class WorldConfig:
     frames_per_second: float  # of the recorded world
     num_steps: int = 2  # denoising steps a frame that play uses
     context_frames: int = 300  # frames that play remembers, the short-term window included
+    layout: str = "sliding"  # of long short-term attention: sliding, or anchored as in the official implementation
+    frame_action: str = "producing"  # what a frame is conditioned on: the action producing it, or the one following it
     action_timing: str = ACTION_TIMING
     training: dict = field(default_factory=dict)  # provenance: data, steps, hardware, the resolved config
 
     def __post_init__(self) -> None:
         if self.action_timing != ACTION_TIMING:
             raise ValueError(f"action_timing must be {ACTION_TIMING!r}, got {self.action_timing!r}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        if self.frame_action not in FRAME_ACTIONS:
+            raise ValueError(f"frame_action must be one of {', '.join(FRAME_ACTIONS)}, got {self.frame_action!r}")
         compression = self.autoencoder.compression
         expected = (self.model.latent_height * compression, self.model.latent_width * compression)
         if (self.frame_height, self.frame_width) != expected:
@@ -38,7 +47,7 @@ class WorldConfig:
                 f"latents of {self.model.latent_height}×{self.model.latent_width} at {compression}× compression make "
                 f"frames of {expected[0]}×{expected[1]}, but the config says {self.frame_height}×{self.frame_width}"
             )
-        if self.model.num_actions != len(self.vocabulary):
+        if max(1, self.model.num_actions) != len(self.vocabulary):  # an unconditional world can still be waited in
             raise ValueError(f"the model has {self.model.num_actions} actions, the vocabulary {len(self.vocabulary)}")
 
 

@@ -17,12 +17,13 @@ from farworld.models.far import (
     TIMESTEP_SCALE,
     ClipAttention,
     FARConfig,
+    Positions,
     rope_table,
     rotate,
     visible,
 )
 from farworld.models.kv_cache import KVCache
-from farworld.rollout import Rollout
+from farworld.rollout import Rollout, denoise_clip
 from farworld.world_model import WorldConfig, WorldModel
 
 WINDOW = 3
@@ -40,20 +41,25 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> None:
         parameter.data = offset + 0.3 * scale * torch.randn(parameter.shape, generator=generator)
 
 
-@pytest.fixture(scope="module")
-def world() -> WorldModel:
+def tiny_world(*, layout: str = "sliding", frame_action: str = "producing", **model) -> WorldModel:
+    """A world with random weights; keywords go to its FARConfig."""
+    sizes = {"num_actions": 3, "context_patch_size": 2, "short_term_frames": WINDOW, "num_layers": 3} | model
     config = WorldConfig(
         name="tiny",
-        model=FARConfig(
-            latent_channels=4, latent_height=4, latent_width=4, num_actions=3, num_layers=3, num_heads=2,
-            head_size=16, patch_size=1, context_patch_size=2, short_term_frames=WINDOW, copy_gate=True,
-        ),
+        model=FARConfig(latent_channels=4, latent_height=4, latent_width=4, num_heads=2, head_size=16, **sizes),
         autoencoder=AutoencoderConfig(latent_channels=4, widths=(8, 8), encoder_blocks=(1, 0), decoder_blocks=(0, 1)),
-        vocabulary=VOCABULARY, frame_height=16, frame_width=16, frames_per_second=10.0, context_frames=12,
+        vocabulary=VOCABULARY if sizes["num_actions"] else ActionVocabulary((Action(name="wait"),)),
+        frame_height=16, frame_width=16, frames_per_second=10.0, context_frames=12,
+        layout=layout, frame_action=frame_action,
     )  # fmt: skip
-    model = WorldModel(config)
-    randomise(model.transformer)
-    return model.eval().requires_grad_(False)
+    world = WorldModel(config)
+    randomise(world.transformer)
+    return world.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def world() -> WorldModel:
+    return tiny_world(copy_gate=True)
 
 
 def clip(num_frames: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
@@ -63,13 +69,17 @@ def clip(num_frames: int, batch: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def uncached_next(world: WorldModel, latents: torch.Tensor, actions: torch.Tensor, noise: torch.Tensor, num_steps: int):
-    """The next latents by whole-clip forwards: every past frame fine and clean, the last one denoised."""
-    x, window = noise, world.config.model.short_term_frames
+    """The next latents by whole-clip forwards: past frames clean, the last one denoised.
+
+    In the sliding layout every past frame is fine, in the anchored one those of the window.
+    """
+    x, window = noise, world.config.model.window
     times = flow.euler_timesteps(num_steps)
     num_frames = latents.shape[1] + 1
+    first_fine = max(0, num_frames - window) if world.config.layout == "anchored" else 0
     produced_by = torch.cat([torch.full_like(actions[:, :1], world.config.model.null_action), actions], dim=1)
     for now, then in zip(times, times[1:], strict=False):
-        fine = torch.cat([latents, x[:, None]], dim=1)
+        fine = torch.cat([latents, x[:, None]], dim=1)[:, first_fine:]
         timestep = torch.full(fine.shape[:2], CLEAN_SHORT_TERM)
         timestep[:, -1] = now * TIMESTEP_SCALE
         context = latents[:, : num_frames - window] if num_frames > window else None
@@ -77,10 +87,31 @@ def uncached_next(world: WorldModel, latents: torch.Tensor, actions: torch.Tenso
     return x
 
 
+KINDS = {
+    "sliding": {},
+    "sliding, with a copy gate": {"copy_gate": True},
+    "sliding, FlexRoPE": {"positions": Positions.flex_rope(0.3)},
+    "anchored": {"layout": "anchored"},
+    "anchored, ALiBi": {"layout": "anchored", "positions": Positions.alibi()},
+    "anchored, 1×1 coarse": {"layout": "anchored", "context_patch_size": 4},
+    "anchored, 4×4 coarse": {"layout": "anchored", "context_patch_size": 1, "short_term_frames": 2},
+    "short": {"context_patch_size": None},
+    "short, interpolated": {
+        "context_patch_size": None,
+        "positions": Positions.interpolated(trained_frames=4, num_frames=14),
+    },
+    "unconditional": {"num_actions": 0},
+}
+
+
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 7, 11])  # around the 3-frame window, and well past it
-def test_cached_rollout_equals_uncached_rollout(world, num_frames):
-    """Ten frames through ring caches are those of the sliding model run on the whole clip each time."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_cached_rollout_equals_uncached_rollout(kind, num_frames):
+    """Frames through ring caches are those of the model run on the whole clip each time."""
+    world = tiny_world(**KINDS[kind])
     frames, actions = clip(num_frames + 3)
+    if not world.config.model.num_actions:
+        actions = torch.zeros_like(actions)
     rollout = Rollout(world, batch_size=2, num_steps=2, context_frames=32)
     rollout.prime(frames[:, :num_frames], actions[:, : num_frames - 1], seed=5)
     latents = world.encode(frames[:, :num_frames])
@@ -133,6 +164,65 @@ def test_only_a_clean_frame_is_copied():
     assert same == [True, True, True, False, True]
 
 
+def test_the_anchored_and_the_sliding_layout_differ_once_the_window_has_moved():
+    """Within the first window both are one thing; then frames of the window are seen from another start."""
+    frames, actions = clip(8)
+    world = tiny_world()
+    results = []
+    for layout in ("sliding", "anchored"):
+        rollout = Rollout(world, batch_size=2, layout=layout)
+        rollout.prime(frames[:, :1], actions[:, :0])
+        results.append(torch.stack([rollout.step_latents(1) for _ in range(6)]))
+    differs = (results[0] - results[1]).abs().amax(dim=(1, 2, 3, 4))
+    assert differs[: WINDOW - 1].max() < 1e-5
+    assert differs[WINDOW - 1 :].min() > 1e-4
+
+
+def test_weights_conditioned_on_the_following_action_still_answer_to_the_key_at_once():
+    """The official DMLab weights condition a frame on the action taken after it: the key goes to the newest frame.
+
+    What is expected is a whole-clip pass in which the frame on the screen carries the key and the frame to come the
+    null action. The rest of the past carries the actions taken after it.
+    """
+    world = tiny_world(frame_action="following", layout="anchored")
+    frames, actions = clip(6)
+    latents, null = world.encode(frames), torch.full((2, 1), world.config.model.null_action)
+    rollout = Rollout(world, batch_size=2, num_steps=1)
+    rollout.prime(frames[:, :5], actions[:, :4])
+    noise = rollout._noise(5)
+    timestep = torch.full((2, WINDOW), CLEAN_SHORT_TERM)
+    timestep[:, -1] = TIMESTEP_SCALE
+    fine = torch.cat([latents[:, 3:5], noise[:, None]], dim=1)
+    conditions = torch.cat([actions[:, :5], null], dim=1)
+    expected = noise - world.transformer(fine, timestep, conditions, latents[:, :3])[:, -1]
+    first = rollout.step_latents(actions[:, 4])
+    torch.testing.assert_close(first, expected, atol=2e-5, rtol=1e-4)
+    rollout.prime(frames[:, :5], actions[:, :4])
+    assert (rollout.step_latents((actions[:, 4] + 1) % 3) - first).abs().max() > 1e-4
+
+
+def test_video_dit_sees_every_frame_from_every_frame():
+    """The baseline has one timestep for the clip, no causality, and makes clips instead of frames."""
+    world = tiny_world(causal=False, context_patch_size=None)
+    noise, actions = torch.randn(2, 5, 4, 4, 4), torch.zeros(2, 5, dtype=torch.int64)
+    changed = noise.clone()
+    changed[:, 4] += 1
+    first, second = (denoise_clip(world, actions, x, flow.euler_timesteps(2)) for x in (noise, changed))
+    assert (first[:, 0] - second[:, 0]).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="denoise_clip"):
+        Rollout(world)
+
+
+def test_guidance_scale_zero_heeds_no_action(world):
+    frames, actions = clip(4, batch=1)
+    results = []
+    for action in (0, 2):
+        rollout = Rollout(world, guidance_scale=0.0)
+        rollout.prime(frames, actions[:, :3])
+        results.append(rollout.step_latents(action))
+    assert torch.equal(*results)
+
+
 def test_the_rings_forget_what_is_older_than_the_context(world):
     """Two pasts that differ only before the context give the same next frame in a model of one layer's reach."""
     rollout = Rollout(world, num_steps=1, context_frames=WINDOW)
@@ -153,7 +243,10 @@ def test_grouped_clip_attention_equals_one_dense_mask():
     fine_frame = torch.arange(5, 14).repeat_interleave(3)
     coarse_frame = torch.arange(0, 11).repeat_interleave(2)
     tokens = [QKV(*torch.randn(3, 2, 2, len(f), 8, generator=generator).unbind(0)) for f in (fine_frame, coarse_frame)]
-    attend = ClipAttention(window=4, fine_frame=fine_frame, coarse_frame=coarse_frame)
+    attend = ClipAttention(
+        window=4, fine_frame=fine_frame, coarse_frame=coarse_frame,
+        positions=Positions(), num_heads=2, dtype=torch.float32,
+    )  # fmt: skip
     fine_out, _ = attend(0, tokens[0], tokens[1])
     is_fine = torch.tensor([False] * len(coarse_frame) + [True] * len(fine_frame))
     key_frame = torch.cat([coarse_frame, fine_frame])
@@ -235,7 +328,7 @@ def test_guidance_mixes_conditional_and_null_predictions(world):
 
 
 def test_the_cache_has_one_size_for_ever(world):
-    cache = KVCache(world.config.model, batch_size=1, long_term_frames=9)
+    cache = KVCache(world.config.model, batch_size=1, context_frames=11)
     # 9 coarse frames of 4 tokens, 3 fine and 1 scratch frame of 16 tokens; keys and values, 3 layers, 32 wide, float32
     assert cache.num_bytes == 2 * 3 * (9 * 4 + 4 * 16) * 32 * 4
 

@@ -20,15 +20,11 @@ AT_LEAST_ONE = (
 ARCHITECTURE = {
     "autoencoder": ("frame_size", "latent_channels", "autoencoder_widths", "encoder_blocks", "decoder_blocks"),
     "world": (
-        "num_layers",
-        "num_heads",
-        "head_size",
-        "patch_size",
-        "context_patch_size",
-        "short_term_frames",
-        "copy_gate",
+        "num_layers", "num_heads", "head_size", "patch_size", "context_patch_size", "short_term_frames", "copy_gate",
+        "causal",
     ),
-}
+}  # fmt: skip
+CAN_BE_NONE = ("context_patch_size",)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,8 +51,9 @@ class TrainConfig:
     num_heads: int
     head_size: int = 64
     patch_size: int
-    context_patch_size: int
+    context_patch_size: int | None  # None: no long-term stream (FAR instead of FAR-Long), every frame is fine
     short_term_frames: int
+    causal: bool = True  # False: Video-DiT, the paper's baseline; with context_patch_size=None and copy_gate=False
     copy_gate: bool = True  # take over what stands still from the frame before, see farworld.models.far
     world_steps: int
     world_batch_size: int = 4  # clips
@@ -150,6 +147,7 @@ class TrainConfig:
             context_patch_size=self.context_patch_size,
             short_term_frames=self.short_term_frames,
             copy_gate=self.copy_gate,
+            causal=self.causal,
         )
 
 
@@ -239,7 +237,9 @@ def _parse(name: str, text: str, current: object) -> object:
         value = float(value)
     if isinstance(current, tuple) and isinstance(value, list):
         value = tuple(value)
-    if type(value) is not type(current):
+    if name in CAN_BE_NONE and text == "None":
+        return None
+    if type(value) is not (int if name in CAN_BE_NONE else type(current)):
         raise ValueError(f"--set {name} expects a {type(current).__name__} like {current!r}, got {text!r}")
     return value
 

@@ -3,6 +3,7 @@
 Frame-wise flow matching with an independent timestep per frame and stochastic clean context: each of a clip's
 last frames is either a noised target or clean context, all earlier ones are clean coarse context. In the last part
 of the training, while the learning rate falls, clips are long and some context frames are the model's own predictions.
+Video-DiT, the paper's baseline, has one timestep for all frames of a clip and no context.
 
 Paper: FAR, arXiv:2503.19325, Secs. 3.1 to 3.3.
 """
@@ -41,6 +42,8 @@ def random_clips(
     """
     longest = min(max_frames, max(latents.num_frames(episode) for episode in episodes))
     shortest = min(config.fine_frames, longest)
+    if config.context_patch_size is None:  # every frame is fine, and trained on
+        longest = shortest
     draw = float(torch.rand(1, generator=generator))
     length = round(math.exp(math.log(shortest) + draw * math.log(longest / shortest)))
     candidates = [episode for episode in episodes if latents.num_frames(episode) >= length]
@@ -89,7 +92,7 @@ def flow_matching_loss(
     num_context = max(length - num_fine, length - model.config.short_term_frames)
     context = clean[:, :num_context] if num_context > 0 else None
     truth = shown = clean[:, length - num_fine :]
-    if own_context_ratio:
+    if own_context_ratio and model.config.causal:
         predicted = own_predictions(model, truth, actions, context, config, generator)
         own = torch.rand(batch, generator=generator) < own_context_ratio
         shown = torch.where(own.to(device)[:, None, None, None, None], predicted, truth)
@@ -103,10 +106,28 @@ def flow_matching_loss(
         pure_noise_ratio=config.pure_noise_ratio,
     ).to(device)
     is_clean = random_context(batch, num_fine, config, generator).to(device)
+    if not model.config.causal:
+        timestep, is_clean = timestep[:, :1].expand_as(timestep), torch.zeros_like(is_clean)
     noisy = torch.where(is_clean[..., None, None, None], shown, flow.add_noise(truth, noise, timestep))
     velocity = model(noisy, _mark(timestep, is_clean), actions, context).float()
+    return velocity_loss(velocity, truth, noise, is_clean)
+
+
+def velocity_loss(velocity: Tensor, truth: Tensor, noise: Tensor, is_clean: Tensor) -> Tensor:
+    """Mean squared error over the noised frames of each clip, then over clips, as the official trainer has it.
+
+    Args:
+        velocity: (B, F, C, H, W), predicted.
+        truth: (B, F, C, H, W), scaled latents.
+        noise: (B, F, C, H, W).
+        is_clean: (B, F), bool, context frames, which are not learnt; in each clip at least one is not clean.
+
+    Returns:
+        A scalar.
+    """
     error = (velocity - flow.velocity_target(truth, noise)).square().mean(dim=(2, 3, 4))
-    return error[~is_clean].mean()
+    is_target = (~is_clean).float()
+    return ((error * is_target).sum(dim=1) / is_target.sum(dim=1)).mean()
 
 
 def random_context(batch: int, num_fine: int, config: TrainConfig, generator: torch.Generator) -> Tensor:

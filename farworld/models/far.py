@@ -1,10 +1,12 @@
 """FAR and FAR-Long: a frame-autoregressive transformer over latent video.
 
-- full attention inside a frame, causal across frames; every frame has its own timestep;
+- full attention inside a frame, causal across frames; every frame has its own timestep
+  (not causal, with one timestep for all, it is the Video-DiT that the paper compares with);
 - long short-term context: recent frames as fine tokens, all before them as few coarse tokens with their own
   attention projections;
 - one definition of what a token sees (`visible`), for whole clips and for the cache;
 - conditioned on the action that *produced* each frame, with a null action for the first frame and for guidance;
+  a class label is an action that stays the same, and without either the model is unconditional;
 - adaLN modulation computed once per frame, 3-D rotary positions absolute in the stream;
 - optionally a copy gate (ours): what does not move is taken over from the frame before, so that it never melts.
 
@@ -17,7 +19,7 @@ N tokens, D model width, A attention heads, K width of one head.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -31,8 +33,46 @@ CLEAN_LONG_TERM = -2.0
 TIMESTEP_SCALE = 1000.0
 ROPE_THETA = 10000.0
 TIMESTEP_FEATURES = 256
+UNBOUNDED = 1 << 40  # frames
 COPY_TIMESTEP_MIN = 0.2  # flow time; the velocity towards another frame grows as 1 / t
 COPY_BIAS = -2.0  # of the copy gate's logits at the start: copy little, until it is learned where
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Positions:
+    """How attention knows the distance in time of two frames; rows and columns always rotate.
+
+    The default is plain RoPE, which extrapolates beyond the trained length. Paper: FAR, Sec. 3.2 and Fig. 6.
+    """
+
+    frame_scale: float = 1.0  # of the frame index that rotates; 0 does not rotate by time at all
+    slope: float = 0.0  # taken off an attention logit for each frame of distance
+    slope_per_head: bool = False  # head h of A has slope · 2^(−8 (h + 1) / A)
+
+    def __post_init__(self) -> None:
+        if self.frame_scale < 0 or self.slope < 0:
+            raise ValueError(f"frame_scale and slope must not be negative, got {self.frame_scale} and {self.slope}")
+
+    @classmethod
+    def flex_rope(cls, slope: float) -> Positions:
+        """FlexRoPE: rotation plus one linear decay, the same for all heads."""
+        return cls(slope=slope)
+
+    @classmethod
+    def interpolated(cls, *, trained_frames: int, num_frames: int) -> Positions:
+        """Position interpolation (arXiv:2306.15595): num_frames are squeezed into the range of the trained ones."""
+        return cls(frame_scale=min(1.0, trained_frames / num_frames))
+
+    @classmethod
+    def alibi(cls) -> Positions:
+        """ALiBi (arXiv:2108.12409) in time: no rotation by frame, a linear decay that differs from head to head."""
+        return cls(frame_scale=0.0, slope=1.0, slope_per_head=True)
+
+    def head_slopes(self, num_heads: int) -> Tensor:
+        """(A,), or (1,) if all heads have the same."""
+        if not self.slope_per_head:
+            return torch.tensor([self.slope])
+        return self.slope * 2.0 ** (-8 * torch.arange(1, num_heads + 1) / num_heads)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,27 +82,32 @@ class FARConfig:
     latent_channels: int
     latent_height: int
     latent_width: int
-    num_actions: int
+    num_actions: int  # or classes of labels; 0 is unconditional
     num_layers: int
     num_heads: int
     head_size: int = 64
     mlp_ratio: int = 4
     patch_size: int = 1
-    context_patch_size: int = 4
-    short_term_frames: int = 8
+    context_patch_size: int | None = 4  # None: no long-term stream, every frame is fine (FAR as opposed to FAR-Long)
+    short_term_frames: int = 8  # without a long-term stream: the trained length
     copy_gate: bool = False
+    coarse_output: bool = False  # coarse tokens have an output as well, as in the official weights; nothing needs it
+    positions: Positions = field(default_factory=Positions)
+    causal: bool = True  # False: every frame sees every other, as in Video-DiT
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "context_patch_size"):
             patch = getattr(self, name)
-            if self.latent_height % patch or self.latent_width % patch:
+            if patch and (self.latent_height % patch or self.latent_width % patch):
                 raise ValueError(
                     f"{name} must divide the latent size {self.latent_height}×{self.latent_width}, got {patch}"
                 )
-        if self.context_patch_size % self.patch_size:
+        if self.context_patch_size and self.context_patch_size % self.patch_size:
             raise ValueError(
                 f"context_patch_size must be a multiple of patch_size {self.patch_size}, got {self.context_patch_size}"
             )
+        if not self.causal and (self.context_patch_size or self.copy_gate):
+            raise ValueError("causal=False (Video-DiT) needs context_patch_size=None and copy_gate=False")
         if self.head_size % 16:
             raise ValueError(f"head_size must be a multiple of 16 for 3-D RoPE, got {self.head_size}")
         if self.short_term_frames < 2:
@@ -72,6 +117,11 @@ class FARConfig:
     def width(self) -> int:
         """Model width D."""
         return self.num_heads * self.head_size
+
+    @property
+    def window(self) -> int:
+        """Frames that a fine token sees by fine tokens, its own included."""
+        return self.short_term_frames if self.context_patch_size else UNBOUNDED
 
     @property
     def null_action(self) -> int:
@@ -86,7 +136,7 @@ class FARConfig:
     @property
     def coarse_tokens(self) -> int:
         """Coarse tokens of one frame."""
-        return self.latent_height * self.latent_width // self.context_patch_size**2
+        return self.latent_height * self.latent_width // self.context_patch_size**2 if self.context_patch_size else 0
 
 
 def visible(query_frame: Tensor, key_frame: Tensor, key_is_fine: Tensor, *, window: int, first_fine: int) -> Tensor:
@@ -117,6 +167,29 @@ def visible(query_frame: Tensor, key_frame: Tensor, key_is_fine: Tensor, *, wind
 def visible_coarse(query_frame: Tensor, key_frame: Tensor) -> Tensor:
     """What a coarse token sees: coarse tokens of its own and earlier frames; (Q, S), bool."""
     return (key_frame <= query_frame[:, None]) & (key_frame >= 0)
+
+
+def attention_mask(
+    seen: Tensor, query_frame: Tensor, key_frame: Tensor, positions: Positions, num_heads: int, dtype: torch.dtype
+) -> Tensor:
+    """What attention adds or masks.
+
+    Args:
+        seen: (Q, S), bool, see `visible`.
+        query_frame: (Q,), int64.
+        key_frame: (S,), int64.
+        positions: for the decay with distance.
+        num_heads: A.
+        dtype: of the queries.
+
+    Returns:
+        (1, 1, Q, S), bool; or with a slope (1, 1 or A, Q, S), to be added to the logits.
+    """
+    if not positions.slope:
+        return seen[None, None]
+    slopes = positions.head_slopes(num_heads).to(seen.device)[:, None, None]
+    decay = slopes * (key_frame - query_frame[:, None])
+    return decay.masked_fill(~seen, -torch.inf).to(dtype)[None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,11 +228,33 @@ class ClipAttention:
     of the group can see; the result is that of one dense mask.
     """
 
-    def __init__(self, *, window: int, fine_frame: Tensor, coarse_frame: Tensor) -> None:
-        """Prepare masks; `fine_frame` (N,) and `coarse_frame` (M,) are the ascending frames of the tokens."""
+    def __init__(
+        self,
+        *,
+        window: int,
+        fine_frame: Tensor,
+        coarse_frame: Tensor,
+        positions: Positions,
+        num_heads: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """Prepare masks.
+
+        Args:
+            window: see `visible`.
+            fine_frame: (N,), the ascending frames of the fine tokens.
+            coarse_frame: (M,), the ascending frames of the coarse tokens.
+            positions: see `attention_mask`, also for `num_heads` and `dtype`.
+            num_heads: A.
+            dtype: of the queries.
+        """
         first_fine = int(fine_frame[0])
         group_frames = max(1, window // 2)  # larger groups waste work on masked pairs, smaller ones on calls
-        self.coarse_mask = visible_coarse(coarse_frame, coarse_frame)
+
+        def mask_of(seen: Tensor, query_frame: Tensor, key_frame: Tensor) -> Tensor:
+            return attention_mask(seen, query_frame, key_frame, positions, num_heads, dtype)
+
+        self.coarse_mask = mask_of(visible_coarse(coarse_frame, coarse_frame), coarse_frame, coarse_frame)
         self.groups: list[tuple[slice, slice, slice, Tensor]] = []
         for low in range(first_fine, int(fine_frame[-1]) + 1, group_frames):
             queries = _span(fine_frame, low, low + group_frames)
@@ -167,8 +262,8 @@ class ClipAttention:
             coarse_keys = _span(coarse_frame, 0, max(first_fine, low + group_frames - window))
             key_frame = torch.cat([coarse_frame[coarse_keys], fine_frame[fine_keys]])
             is_fine = torch.arange(len(key_frame), device=key_frame.device) >= coarse_keys.stop
-            mask = visible(fine_frame[queries], key_frame, is_fine, window=window, first_fine=first_fine)
-            self.groups.append((queries, fine_keys, coarse_keys, mask))
+            seen = visible(fine_frame[queries], key_frame, is_fine, window=window, first_fine=first_fine)
+            self.groups.append((queries, fine_keys, coarse_keys, mask_of(seen, fine_frame[queries], key_frame)))
 
     def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
         """Attention of both streams; see `Attend`."""
@@ -178,13 +273,16 @@ class ClipAttention:
             if coarse is not None:
                 k = torch.cat([coarse.k[:, :, coarse_keys], k], dim=2)
                 v = torch.cat([coarse.v[:, :, coarse_keys], v], dim=2)
-            outputs.append(F.scaled_dot_product_attention(fine.q[:, :, queries], k, v, attn_mask=mask[None, None]))
+            outputs.append(F.scaled_dot_product_attention(fine.q[:, :, queries], k, v, attn_mask=mask))
         coarse_out = None
         if coarse is not None:
-            coarse_out = F.scaled_dot_product_attention(
-                coarse.q, coarse.k, coarse.v, attn_mask=self.coarse_mask[None, None]
-            )
+            coarse_out = F.scaled_dot_product_attention(coarse.q, coarse.k, coarse.v, attn_mask=self.coarse_mask)
         return torch.cat(outputs, dim=2), coarse_out
+
+
+def full_attention(layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
+    """Attention of every frame to every frame, as in Video-DiT; see `Attend`."""
+    return F.scaled_dot_product_attention(fine.q, fine.k, fine.v), None
 
 
 def _span(frames: Tensor, low: int, high: int) -> slice:
@@ -193,7 +291,14 @@ def _span(frames: Tensor, low: int, high: int) -> slice:
 
 
 def rope_table(
-    frame: Tensor, rows: int, columns: int, stride: int, head_size: int, dtype: torch.dtype = torch.float32
+    frame: Tensor,
+    rows: int,
+    columns: int,
+    stride: int,
+    head_size: int,
+    *,
+    frame_scale: float = 1.0,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of 3-D rotary positions.
 
@@ -206,6 +311,7 @@ def rope_table(
         columns: tokens of a frame from left to right.
         stride: distance of neighbouring tokens in fine tokens.
         head_size: K.
+        frame_scale: see `Positions`.
         dtype: of the result.
 
     Returns:
@@ -214,7 +320,9 @@ def rope_table(
     axis_sizes = (head_size // 4, head_size * 3 // 8, head_size * 3 // 8)
     # On the CPU: not every accelerator knows float64.
     positions = torch.cartesian_prod(
-        frame.cpu().double(), torch.arange(rows).double() * stride, torch.arange(columns).double() * stride
+        frame.cpu().double() * frame_scale,
+        torch.arange(rows).double() * stride,
+        torch.arange(columns).double() * stride,
     )
     angles = torch.cat(
         [
@@ -273,15 +381,16 @@ class StreamAttention(nn.Module):
         return QKV(rotate(_head_norm(q, self.norm_q), rope), rotate(_head_norm(k, self.norm_k), rope), v)
 
     def merge(self, x: Tensor, like: Tensor) -> Tensor:
-        """Heads (B, A, F · P, K) through the output projection to the shape of `like`, (B, F, P, D)."""
-        assert self.output is not None
-        return self.output(rearrange(x, "b a (f p) k -> b f p (a k)", f=like.shape[1]))
+        """Heads (B, A, F · P, K), through the output projection if any, to the shape of `like`, (B, F, P, D)."""
+        merged = rearrange(x, "b a (f p) k -> b f p (a k)", f=like.shape[1])
+        return merged if self.output is None else self.output(merged)
 
 
 class Block(nn.Module):
     """One transformer block; both streams share modulation and MLP, each has its own attention projections.
 
-    The last block reads the coarse stream only as keys and values.
+    The last block has no output projection of the coarse stream, and reads it only as keys and values unless the
+    model has a coarse output.
     """
 
     def __init__(self, config: FARConfig, layer: int) -> None:
@@ -291,7 +400,10 @@ class Block(nn.Module):
         self.modulation_1 = nn.Linear(width, 3 * width)
         self.modulation_2 = nn.Linear(width, 3 * width)
         self.fine_attention = StreamAttention(width, config.head_size)
-        self.coarse_attention = StreamAttention(width, config.head_size, has_output=layer < config.num_layers - 1)
+        is_last = layer == config.num_layers - 1
+        self.coarse_goes_on = config.coarse_output or not is_last
+        if config.context_patch_size:
+            self.coarse_attention = StreamAttention(width, config.head_size, has_output=not is_last)
         self.mlp = nn.Sequential(
             nn.Linear(width, config.mlp_ratio * width),
             nn.GELU(approximate="tanh"),
@@ -308,7 +420,7 @@ class Block(nn.Module):
             normed, coarse_gate = _modulate(coarse.tokens, self.modulation_1(coarse.condition))
             coarse_qkv = self.coarse_attention.project(normed, coarse.rope)
             fine_out, coarse_out = attend(self.layer, fine_qkv, coarse_qkv)
-            if coarse_out is not None and self.coarse_attention.output is not None:  # None in the last block
+            if coarse_out is not None and self.coarse_goes_on:
                 coarse = coarse.moved(coarse_gate * self.coarse_attention.merge(coarse_out, coarse.tokens))
                 coarse = self._feed_forward(coarse)
         fine = fine.moved(fine_gate * self.fine_attention.merge(fine_out, fine.tokens))
@@ -367,13 +479,16 @@ class FAR(nn.Module):
         self.config = config
         width, channels = config.width, config.latent_channels
         self.fine_embedding = nn.Linear(channels * config.patch_size**2, width)
-        self.coarse_embedding = nn.Linear(channels * config.context_patch_size**2, width)
+        if config.context_patch_size:
+            self.coarse_embedding = nn.Linear(channels * config.context_patch_size**2, width)
         self.timestep_embedding = TimestepEmbedding(width)
-        self.action_embedding = nn.Embedding(config.num_actions + 1, width)
+        self.action_embedding = nn.Embedding(config.num_actions + 1, width) if config.num_actions else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.velocity_head = nn.Linear(width, channels * config.patch_size**2)
         self.copy_head = nn.Linear(width, config.patch_size**2) if config.copy_gate else None
+        if config.coarse_output and config.context_patch_size:
+            self.coarse_head = nn.Linear(width, channels * config.context_patch_size**2)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -383,7 +498,8 @@ class FAR(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         # A quiet start hides the action behind the timestep: with 0.02 small models take many times longer to heed it.
-        nn.init.normal_(self.action_embedding.weight, std=0.5)
+        if self.action_embedding is not None:
+            nn.init.normal_(self.action_embedding.weight, std=0.5)
         nn.init.normal_(self.timestep_embedding.linear_1.weight, std=0.02)
         nn.init.normal_(self.timestep_embedding.linear_2.weight, std=0.02)
         for name, parameter in self.named_parameters():
@@ -392,25 +508,29 @@ class FAR(nn.Module):
         if self.copy_head is not None:
             nn.init.constant_(self.copy_head.bias, COPY_BIAS)
 
-    def forward(self, noisy: Tensor, timestep: Tensor, action: Tensor, context: Tensor | None) -> Tensor:
+    def forward(self, noisy: Tensor, timestep: Tensor, action: Tensor | None, context: Tensor | None) -> Tensor:
         """Velocities of the last F frames of a clip of T frames.
 
         Args:
             noisy: (B, F, C, H, W), scaled latents of the clip's last F frames, noised to `timestep`.
             timestep: (B, F), flow time in [0, 1] times 1000, or CLEAN_SHORT_TERM for a clean frame.
-            action: (B, T), int64, the action that produced each frame of the clip; null_action if none.
+            action: (B, T), int64, the action that produced each frame of the clip; null_action if none. An
+                unconditional model does not read it: None is a clip of F + L frames.
             context: (B, L, C, H, W), clean scaled latents of the clip's first L frames, seen by their coarse
                 tokens; L must be at least T − F and T − short_term_frames. None if L is 0.
 
         Returns:
-            (B, F, C, H, W), noise − data.
+            (B, F, C, H, W), noise − data; with `coarse_output` (B, L + F, C, H, W), the coarse frames first.
 
         Raises:
             ValueError: shapes that don't fit together.
         """
-        num_fine, num_frames = noisy.shape[1], action.shape[1]
-        num_coarse = 0 if context is None else context.shape[1]
-        needed = max(num_frames - num_fine, num_frames - self.config.short_term_frames)
+        config = self.config
+        num_fine, num_coarse = noisy.shape[1], 0 if context is None else context.shape[1]
+        if action is None:
+            action = torch.zeros((noisy.shape[0], num_coarse + num_fine), dtype=torch.int64, device=noisy.device)
+        num_frames = action.shape[1]
+        needed = max(num_frames - num_fine, num_frames - config.window)
         if num_fine > num_frames or needed > num_coarse:
             raise ValueError(
                 f"a clip of {num_frames} frames with {num_fine} fine ones needs between 1 and {num_frames} fine "
@@ -419,16 +539,23 @@ class FAR(nn.Module):
         device = noisy.device
         frames = torch.arange(num_frames, device=device)
         fine_frame, coarse_frame = frames[num_frames - num_fine :], frames[:num_coarse]
-        attend = ClipAttention(
-            window=self.config.short_term_frames,
-            fine_frame=fine_frame.repeat_interleave(self.config.fine_tokens),
-            coarse_frame=coarse_frame.repeat_interleave(self.config.coarse_tokens),
-        )
+        attend = self._clip_attention(fine_frame, coarse_frame, noisy) if config.causal else full_attention
         before = None if context is None or num_fine == num_frames else context[:, num_frames - num_fine - 1]
         return self.run(
             noisy, timestep, action[:, num_frames - num_fine :], fine_frame, before,
             context, action[:, :num_coarse], coarse_frame, attend,
         )  # fmt: skip
+
+    def _clip_attention(self, fine_frame: Tensor, coarse_frame: Tensor, like: Tensor) -> ClipAttention:
+        config, device = self.config, like.device.type
+        return ClipAttention(
+            window=config.window,
+            fine_frame=fine_frame.repeat_interleave(config.fine_tokens),
+            coarse_frame=coarse_frame.repeat_interleave(config.coarse_tokens),
+            positions=config.positions,
+            num_heads=config.num_heads,
+            dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype,
+        )
 
     def run(
         self,
@@ -457,35 +584,46 @@ class FAR(nn.Module):
             attend: see `Attend`.
 
         Returns:
-            (B, F, C, H, W), velocity.
+            As `forward`.
         """
         config = self.config
         fine_stream = self._stream(fine, timestep, fine_action, fine_frame, self.fine_embedding, config.patch_size)
         coarse_stream = None
-        if coarse is not None:
+        if coarse is not None and config.context_patch_size:
             mark = torch.full((1, 1), CLEAN_LONG_TERM, device=fine.device)
             coarse_stream = self._stream(
                 coarse, mark, coarse_action, coarse_frame, self.coarse_embedding, config.context_patch_size
             )
         for block in self.blocks:
             fine_stream, coarse_stream = block(fine_stream, coarse_stream, attend)
-        scale, shift = self.final_modulation(fine_stream.condition).unsqueeze(2).chunk(2, dim=-1)
-        tokens = _norm(fine_stream.tokens) * (1 + scale) + shift
-        velocity = _unpatchify(self.velocity_head(tokens), config)
-        if self.copy_head is None:
-            return velocity
-        gate = _unpatchify(self.copy_head(tokens), config).float().sigmoid()
-        return _mix_in_copy(velocity.float(), gate, fine, timestep, before)
+        tokens = self._final(fine_stream)
+        velocity = _unpatchify(self.velocity_head(tokens), config, config.patch_size)
+        if self.copy_head is not None:
+            gate = _unpatchify(self.copy_head(tokens), config, config.patch_size).float().sigmoid()
+            velocity = _mix_in_copy(velocity.float(), gate, fine, timestep, before)
+        if coarse_stream is not None and config.coarse_output and config.context_patch_size:
+            coarse_velocity = self.coarse_head(self._final(coarse_stream))
+            velocity = torch.cat([_unpatchify(coarse_velocity, config, config.context_patch_size), velocity], dim=1)
+        return velocity
+
+    def _final(self, stream: Stream) -> Tensor:
+        """The stream's tokens, normed and modulated for the heads."""
+        scale, shift = self.final_modulation(stream.condition).unsqueeze(2).chunk(2, dim=-1)
+        return _norm(stream.tokens) * (1 + scale) + shift
 
     def _stream(
         self, latents: Tensor, timestep: Tensor, action: Tensor, frame: Tensor, embedding: nn.Module, patch: int
     ) -> Stream:
         config = self.config
         rows, columns = config.latent_height // patch, config.latent_width // patch
+        condition = self.timestep_embedding(timestep)
+        if self.action_embedding is not None:
+            condition = condition + self.action_embedding(action)
+        stride, frame_scale = patch // config.patch_size, config.positions.frame_scale
         return Stream(
             embedding(_patchify(latents, patch)),
-            F.silu(self.timestep_embedding(timestep) + self.action_embedding(action)),
-            rope_table(frame, rows, columns, patch // config.patch_size, config.head_size),
+            F.silu(condition),
+            rope_table(frame, rows, columns, stride, config.head_size, frame_scale=frame_scale),
         )
 
 
@@ -494,7 +632,7 @@ def _patchify(latents: Tensor, patch: int) -> Tensor:
     return rearrange(latents, "b f c (h i) (w j) -> b f (h w) (c i j)", i=patch, j=patch)
 
 
-def _unpatchify(tokens: Tensor, config: FARConfig) -> Tensor:
-    """The inverse of `_patchify` for fine tokens, with any number of channels."""
-    rows, patch = config.latent_height // config.patch_size, config.patch_size
+def _unpatchify(tokens: Tensor, config: FARConfig, patch: int) -> Tensor:
+    """The inverse of `_patchify`, with any number of channels."""
+    rows = config.latent_height // patch
     return rearrange(tokens, "b f (h w) (c i j) -> b f c (h i) (w j)", h=rows, i=patch, j=patch)

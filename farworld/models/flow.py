@@ -54,6 +54,26 @@ def euler_timesteps(num_steps: int) -> list[float]:
     return [1 - step / num_steps for step in range(num_steps + 1)]
 
 
+def official_timesteps(num_steps: int) -> list[float]:
+    """The num_steps + 1 timesteps of the official sampler: evenly spaced from 1 to 0.001, then 0.
+
+    Its last step changes next to nothing, so that the rollout has `euler_timesteps` instead, whatever the weights.
+    """
+    if num_steps < 1:
+        raise ValueError(f"the number of denoising steps must be at least 1, got {num_steps}")
+    timesteps = torch.linspace(1000.0, 1.0, num_steps) if num_steps > 1 else torch.tensor([1000.0])
+    return [*(timesteps / 1000.0).tolist(), 0.0]
+
+
+def timestep_of_draw(u: Tensor) -> Tensor:
+    """The official grid of training timesteps, 1 … 1000, for draws in [0, 1): a small draw is a lot of noise.
+
+    Returns:
+        `u`'s shape, float32, on the timestep embedding's scale.
+    """
+    return 1000.0 - (u * 1000).long().float()
+
+
 def euler_step(latents: Tensor, velocity: Tensor, now: float, then: float) -> Tensor:
     """Move from timestep `now` to timestep `then` along the velocity."""
     return latents + (then - now) * velocity

@@ -1,5 +1,8 @@
 """The key-value cache of a stream: fixed rings for coarse and for fine frames, and one scratch frame.
 
+It serves both layouts of long short-term attention: in the sliding one a frame is written once, in the anchored
+one the fine ring is written anew for each frame.
+
 Storage is allocated once. Slots hold whole frames; `frame_of_slot` says which, −1 if none, and the mask
 follows from it by the same `visible` that training uses. The rollout loop says what is written where.
 """
@@ -10,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from farworld.models.far import QKV, FARConfig, visible, visible_coarse
+from farworld.models.far import QKV, FARConfig, attention_mask, visible, visible_coarse
 
 EMPTY = -1
 
@@ -18,8 +21,9 @@ EMPTY = -1
 class KVCache:
     """Keys (rotated, absolute positions) and values of all layers, for B streams in step.
 
-    The token axis is [coarse ring | fine ring | scratch]: `long_term_frames` coarse frames, the model's
-    short-term window of fine frames, and the frame that is being denoised.
+    The token axis is [coarse ring | fine ring | scratch]: what the context needs beyond the model's short-term
+    window in coarse frames, the window in fine frames, and the frame that is being denoised. Without a long-term
+    stream the whole context is in the fine ring.
     """
 
     def __init__(
@@ -27,24 +31,26 @@ class KVCache:
         config: FARConfig,
         *,
         batch_size: int,
-        long_term_frames: int,
+        context_frames: int,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Allocate an empty cache; its size depends on nothing that happens later."""
+        """Allocate an empty cache for context_frames past frames; its size depends on nothing that happens later."""
         self.config = config
-        self.long_term_frames = long_term_frames
-        fine_slots = config.short_term_frames + 1
-        self.coarse_length = long_term_frames * config.coarse_tokens
+        # The window counts the frame to come, so that the oldest of `window` past frames is seen coarse.
+        self.long_term_frames = context_frames - config.short_term_frames + 1 if config.context_patch_size else 0
+        self.short_term_frames = config.short_term_frames if config.context_patch_size else context_frames
+        fine_slots = self.short_term_frames + 1
+        self.coarse_length = self.long_term_frames * config.coarse_tokens
         length = self.coarse_length + fine_slots * config.fine_tokens
         shape = (config.num_layers, batch_size, config.num_heads, length, config.head_size)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.frame_of_slot = torch.full((long_term_frames + fine_slots,), EMPTY, device=device)
+        self.frame_of_slot = torch.full((self.long_term_frames + fine_slots,), EMPTY, device=device)
         self._tokens_of_slot = torch.tensor(
-            [config.coarse_tokens] * long_term_frames + [config.fine_tokens] * fine_slots, device=device
+            [config.coarse_tokens] * self.long_term_frames + [config.fine_tokens] * fine_slots, device=device
         )
-        self._key_is_fine = torch.arange(length, device=device) >= self.coarse_length
+        self.key_is_fine = torch.arange(length, device=device) >= self.coarse_length
 
     @property
     def num_bytes(self) -> int:
@@ -58,7 +64,7 @@ class KVCache:
 
     def fine_slot(self, frame: int) -> int:
         """Where a finished frame's fine tokens live."""
-        return self.long_term_frames + frame % self.config.short_term_frames
+        return self.long_term_frames + frame % self.short_term_frames
 
     def coarse_slot(self, frame: int) -> int:
         """Where a frame's coarse tokens live."""
@@ -85,7 +91,13 @@ class CachedAttention:
     """Attention of a few new frames over everything in the cache; stores the new keys and values first."""
 
     def __init__(
-        self, cache: KVCache, *, fine_frames: list[int], fine_slots: list[int], coarse_frames: list[int]
+        self,
+        cache: KVCache,
+        *,
+        fine_frames: list[int],
+        fine_slots: list[int],
+        coarse_frames: list[int],
+        first_fine: int = 0,
     ) -> None:
         """Claim slots for the new frames.
 
@@ -94,6 +106,7 @@ class CachedAttention:
             fine_frames: absolute index of each new frame with fine tokens.
             fine_slots: where their keys and values go.
             coarse_frames: absolute index of each new frame with coarse tokens; they go to their ring slots.
+            first_fine: see `farworld.models.far.visible`; 0 in the sliding layout.
         """
         self.cache = cache
         coarse_slots = [cache.coarse_slot(frame) for frame in coarse_frames]
@@ -102,15 +115,16 @@ class CachedAttention:
         self.fine_ranges = [cache.token_range(slot) for slot in fine_slots]
         self.coarse_ranges = [cache.token_range(slot) for slot in coarse_slots]
         config, device = cache.config, cache.keys.device
+        heads, dtype = config.num_heads, cache.keys.dtype
         key_frame = cache.key_frame()
         fine_query = torch.tensor(fine_frames, device=device).repeat_interleave(config.fine_tokens)
-        self.fine_mask = visible(
-            fine_query, key_frame, cache._key_is_fine, window=config.short_term_frames, first_fine=0
-        )
+        seen = visible(fine_query, key_frame, cache.key_is_fine, window=config.window, first_fine=first_fine)
+        self.fine_mask = attention_mask(seen, fine_query, key_frame, config.positions, heads, dtype)
         coarse_query = torch.tensor(coarse_frames, device=device, dtype=torch.int64)
-        self.coarse_mask = visible_coarse(
-            coarse_query.repeat_interleave(config.coarse_tokens), key_frame[: cache.coarse_length]
-        )
+        coarse_query = coarse_query.repeat_interleave(config.coarse_tokens)
+        key_frame = key_frame[: cache.coarse_length]
+        seen = visible_coarse(coarse_query, key_frame)
+        self.coarse_mask = attention_mask(seen, coarse_query, key_frame, config.positions, heads, dtype)
 
     def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
         """Attention of both streams; see `farworld.models.far.Attend`."""
@@ -121,9 +135,9 @@ class CachedAttention:
             _store(keys, values, coarse, self.coarse_ranges)
             end = self.cache.coarse_length
             coarse_out = F.scaled_dot_product_attention(
-                coarse.q, keys[:, :, :end], values[:, :, :end], attn_mask=self.coarse_mask[None, None]
+                coarse.q, keys[:, :, :end], values[:, :, :end], attn_mask=self.coarse_mask
             )
-        fine_out = F.scaled_dot_product_attention(fine.q, keys, values, attn_mask=self.fine_mask[None, None])
+        fine_out = F.scaled_dot_product_attention(fine.q, keys, values, attn_mask=self.fine_mask)
         return fine_out, coarse_out
 
 
