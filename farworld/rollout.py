@@ -323,6 +323,7 @@ class Rollout:
             self._both_conditions(torch.stack(coarse_actions, dim=1)),
             torch.tensor(coarse_frames, device=device, dtype=torch.int64),
             attention,
+            num_outputs=1,
         )[:, -1]
         if first:
             self._fine_end = coming

@@ -227,6 +227,22 @@ def test_latents_are_cached_once_and_again_for_another_autoencoder(bars, tmp_pat
     assert json.loads((run.latents / "progress.json").read_text())["key"] != progress["key"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "is_playable"),
+    [
+        (["context_patch_size=None"], True),
+        (["context_patch_size=None", "causal=False", "copy_gate=False"], False),
+    ],
+)
+def test_far_without_a_long_term_stream_and_video_dit_are_trained_by_the_same_command(
+    bars, tmp_path, settings, is_playable
+):
+    run, result = train(tmp_path / "run", bars, *settings, "world_steps=2", "autoencoder_steps=2", "sample_every=2")
+    assert result["world_steps"] == 2
+    assert (run.samples / "world-00000002.png").is_file()
+    assert ("world" in result) == run.world.is_dir() == is_playable
+
+
 def test_learning_rate_warms_up_and_ends_at_zero():
     config = override(PRESETS["maze-s"], ["warmup_steps=10", "decay_fraction=0.5"])
     factors = [learning_rate_factor(step, 100, config) for step in range(101)]

@@ -10,9 +10,10 @@ import torch
 from farworld.checkpoint import Context, save_world
 from farworld.dataset import Dataset
 from farworld.device import describe_hardware
+from farworld.models import flow
 from farworld.models.autoencoder import Autoencoder
 from farworld.models.far import FAR
-from farworld.rollout import Rollout
+from farworld.rollout import Rollout, denoise_clip
 from farworld.train import config as train_config
 from farworld.train.evaluate import one_step
 from farworld.train.run import Run, TrainState
@@ -21,6 +22,7 @@ from farworld.world_model import WorldConfig, WorldModel
 
 SAMPLE_EPISODES = 4
 SAMPLE_FRAMES = 12
+CLIP_STEPS = 25  # denoising steps of a whole clip
 CARD_EPISODES = 8
 CARD_FRAMES = 100
 
@@ -51,18 +53,32 @@ def draw_samples(
 ) -> None:
     """Roll out held-out episodes under their own actions: truth above, prediction below, frame by frame."""
     world = assemble(run, data, transformer, autoencoder, {})
-    start = run.config.start_frames
+    start = run.config.start_frames if transformer.config.causal else 0
     rows = []
     for episode in held_out[:SAMPLE_EPISODES]:
         if data.num_frames(episode) < start + SAMPLE_FRAMES:
             continue
         frames, actions = data.frames(episode, 0, start + SAMPLE_FRAMES), data.actions(episode)
-        rollout = Rollout(world)
-        rollout.prime(frames[None, :start], actions[None, : start - 1])
-        predicted = [rollout.step(int(action))[0] for action in actions[start - 1 : start - 1 + SAMPLE_FRAMES]]
+        if transformer.config.causal:
+            rollout = Rollout(world)
+            rollout.prime(frames[None, :start], actions[None, : start - 1])
+            predicted = [rollout.step(int(action))[0] for action in actions[start - 1 : start - 1 + SAMPLE_FRAMES]]
+        else:
+            predicted = list(_dream_clip(world, actions))
         rows += [*frames[start:], *predicted]
     if rows:
         write_png(run.samples / f"world-{step:08d}.png", contact_sheet(np.stack(rows), columns=SAMPLE_FRAMES))
+
+
+def _dream_clip(world: WorldModel, actions: np.ndarray) -> np.ndarray:
+    """A clip of SAMPLE_FRAMES frames under the first actions of an episode, all frames at once."""
+    config = world.config.model
+    produced_by = torch.tensor([config.null_action, *actions[: SAMPLE_FRAMES - 1].tolist()], device=world.device)
+    shape = (1, SAMPLE_FRAMES, config.latent_channels, config.latent_height, config.latent_width)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(world.device)
+    latents = denoise_clip(world, produced_by[None], noise, flow.euler_timesteps(CLIP_STEPS))
+    with torch.inference_mode():
+        return world.decode(latents[0]).cpu().numpy()
 
 
 def export_world(

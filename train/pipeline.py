@@ -101,5 +101,7 @@ def run_stages(run: Run, data: Dataset, stage: str, device: torch.device) -> dic
         draw_samples(run, data, held_out, transformer, autoencoder, step)
 
     state = train_world(run, latents, data, train_episodes, device, sample)
+    if not run.config.causal:  # makes clips, in samples/; nobody can play it
+        return {**result, f"{WORLD_STAGE}_steps": state.step}
     scores = export_world(run, data, held_out, state, autoencoder, statistics)
     return {**result, f"{WORLD_STAGE}_steps": state.step, "world": str(run.world), **scores}

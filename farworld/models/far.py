@@ -209,6 +209,10 @@ class Stream:
     condition: Tensor  # (B, F, D): timestep and action, through SiLU
     rope: tuple[Tensor, Tensor]  # of all F · P tokens, see rope_table
 
+    def last(self, frames: int) -> Stream:
+        """The last frames; the positions stay those of all, which only attention reads."""
+        return Stream(self.tokens[:, -frames:], self.condition[:, -frames:], self.rope)
+
     def moved(self, by: Tensor) -> Stream:
         """The stream with something added to its tokens."""
         return Stream(self.tokens + by, self.condition, self.rope)
@@ -218,7 +222,7 @@ class Attend(Protocol):
     """How the blocks attend: over a whole clip, or through a cache."""
 
     def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
-        """Attention outputs (B, A, N, K) of the fine and the coarse queries."""
+        """Attention outputs (B, A, N, K) of the fine and the coarse queries; the former may be the last ones only."""
 
 
 class ClipAttention:
@@ -410,10 +414,15 @@ class Block(nn.Module):
             nn.Linear(config.mlp_ratio * width, width),
         )
 
-    def forward(self, fine: Stream, coarse: Stream | None, attend: Attend) -> tuple[Stream, Stream | None]:
-        """Both streams one block further."""
+    def forward(
+        self, fine: Stream, coarse: Stream | None, attend: Attend, num_outputs: int | None = None
+    ) -> tuple[Stream, Stream | None]:
+        """Both streams one block further; with num_outputs, of the fine one only that many frames, the last ones."""
         normed, fine_gate = _modulate(fine.tokens, self.modulation_1(fine.condition))
         fine_qkv = self.fine_attention.project(normed, fine.rope)
+        if num_outputs is not None:  # the other frames are only seen
+            fine, fine_gate = fine.last(num_outputs), fine_gate[:, -num_outputs:]
+            fine_qkv = QKV(fine_qkv.q[:, :, -num_outputs * fine.tokens.shape[2] :], fine_qkv.k, fine_qkv.v)
         if coarse is None:
             fine_out, _ = attend(self.layer, fine_qkv, None)
         else:
@@ -453,22 +462,23 @@ def _mix_in_copy(velocity: Tensor, gate: Tensor, noisy: Tensor, timestep: Tensor
     melts. At gate 1 the frame before is reached exactly, from any number of steps.
 
     Args:
-        velocity: (B, F, C, H, W), of the network.
-        gate: (B, F, 1, H, W), in [0, 1].
+        velocity: (B, N, C, H, W), of the network, for the last N of the F frames.
+        gate: (B, N, 1, H, W), in [0, 1].
         noisy: (B, F, C, H, W), the network's input.
         timestep: (B, F), on the embedding's scale; frames below 0 are clean, and only those can be copied.
         before: (B, C, H, W), the clean frame before the first, or None.
 
     Returns:
-        (B, F, C, H, W).
+        (B, N, C, H, W).
     """
     first = torch.zeros_like(noisy[:, :1]) if before is None else before[:, None]
     previous = torch.cat([first, noisy[:, :-1]], dim=1)
     timestep = timestep.expand(noisy.shape[:2])
     previous_is_clean = torch.cat([torch.full_like(timestep[:, :1], before is not None), timestep[:, :-1] < 0], dim=1)
-    gate = gate * previous_is_clean[..., None, None, None]
-    t = (timestep / TIMESTEP_SCALE).clamp(min=COPY_TIMESTEP_MIN)[..., None, None, None]
-    return torch.lerp(velocity, (noisy - previous) / t, gate.expand_as(velocity))
+    outputs = slice(noisy.shape[1] - velocity.shape[1], None)
+    gate = gate * previous_is_clean[:, outputs, None, None, None]
+    t = (timestep[:, outputs] / TIMESTEP_SCALE).clamp(min=COPY_TIMESTEP_MIN)[..., None, None, None]
+    return torch.lerp(velocity, (noisy[:, outputs] - previous[:, outputs]) / t, gate.expand_as(velocity))
 
 
 class FAR(nn.Module):
@@ -568,6 +578,8 @@ class FAR(nn.Module):
         coarse_action: Tensor,
         coarse_frame: Tensor,
         attend: Attend,
+        *,
+        num_outputs: int | None = None,
     ) -> Tensor:
         """Both streams through all blocks, attending as `attend` does: over a clip or through a cache.
 
@@ -582,6 +594,7 @@ class FAR(nn.Module):
             coarse_action: (B, L), int64; not read without `coarse`.
             coarse_frame: (L,), int64; not read without `coarse`.
             attend: see `Attend`.
+            num_outputs: how many of the last fine frames have a velocity; None is all of them.
 
         Returns:
             As `forward`.
@@ -594,8 +607,9 @@ class FAR(nn.Module):
             coarse_stream = self._stream(
                 coarse, mark, coarse_action, coarse_frame, self.coarse_embedding, config.context_patch_size
             )
-        for block in self.blocks:
+        for block in self.blocks[:-1]:
             fine_stream, coarse_stream = block(fine_stream, coarse_stream, attend)
+        fine_stream, coarse_stream = self.blocks[-1](fine_stream, coarse_stream, attend, num_outputs)
         tokens = self._final(fine_stream)
         velocity = _unpatchify(self.velocity_head(tokens), config, config.patch_size)
         if self.copy_head is not None:

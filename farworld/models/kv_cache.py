@@ -137,7 +137,8 @@ class CachedAttention:
             coarse_out = F.scaled_dot_product_attention(
                 coarse.q, keys[:, :, :end], values[:, :, :end], attn_mask=self.coarse_mask
             )
-        fine_out = F.scaled_dot_product_attention(fine.q, keys, values, attn_mask=self.fine_mask)
+        fine_mask = self.fine_mask[:, :, -fine.q.shape[2] :]
+        fine_out = F.scaled_dot_product_attention(fine.q, keys, values, attn_mask=fine_mask)
         return fine_out, coarse_out
 
 
