@@ -27,6 +27,7 @@ import zstandard
 
 from farworld import __version__
 from farworld.actions import ACTION_TIMING, ActionVocabulary
+from farworld.lock import lock_folder
 
 CHUNK_FRAMES = 16  # frames behind one zstd member: a random clip of 16 frames touches two of them at most
 DATASET_FORMAT = "farworld-dataset"
@@ -238,18 +239,6 @@ def write_episode(directory: Path, episode: Episode) -> Path:
     return path
 
 
-def _lock(file: IO[bytes]) -> None:
-    """Take the file's lock, which the system frees even if this process is killed."""
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 class DatasetWriter:
     """The one writer of a dataset; made by create_or_open, closed by `with` or close()."""
 
@@ -318,12 +307,7 @@ def create_or_open(directory: str | os.PathLike, spec: DatasetSpec) -> DatasetWr
                 "give a new or an empty folder"
             )
     (directory / "episodes").mkdir(parents=True, exist_ok=True)
-    lock = open(directory / ".lock", "ab")  # noqa: SIM115 - held until the writer closes
-    try:
-        _lock(lock)
-    except (BlockingIOError, PermissionError) as error:
-        lock.close()
-        raise ValueError(f"another process is writing into {directory}; wait for it to end") from error
+    lock = lock_folder(directory)
     try:
         for folder in (directory, directory / "episodes"):
             for leftover in folder.glob(f".*{_TEMPORARY_SUFFIX}"):

@@ -1,5 +1,6 @@
 """Training: stages, resume, export and the scores of a world that was really learned."""
 
+import contextlib
 import errno
 import json
 import os
@@ -67,7 +68,8 @@ def bars(tmp_path_factory) -> Path:
 def train(out: Path, data: Path, *settings: str, resume: bool = False, stage: str = "all") -> tuple[Run, dict]:
     dataset = Dataset(data)
     run = open_run(out, None if resume else "maze-xs", [*SMALL, *settings], resume=resume, stage=stage, data=dataset)
-    return run, run_stages(run, dataset, stage, torch.device("cpu"))
+    with contextlib.closing(run):
+        return run, run_stages(run, dataset, stage, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +212,14 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_loudly(bars, tmp
     with pytest.warns(UserWarning, match="going back to the one before"):
         stored = run.load_checkpoint("autoencoder")
     assert stored is not None and stored["step"] == 5
+
+
+def test_two_processes_cannot_train_one_run(bars, tmp_path):
+    run = open_run(tmp_path / "run", "maze-xs", SMALL, resume=False, stage="all", data=Dataset(bars))
+    with pytest.raises(ValueError, match="another process is writing into"):
+        open_run(tmp_path / "run", None, [], resume=True, stage="all", data=Dataset(bars))
+    run.close()
+    open_run(tmp_path / "run", None, [], resume=True, stage="all", data=Dataset(bars)).close()
 
 
 def test_latents_are_cached_once_and_again_for_another_autoencoder(bars, tmp_path):

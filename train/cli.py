@@ -68,7 +68,8 @@ def train(
     with stdout_to_stderr() if json else contextlib.nullcontext():
         dataset = Dataset(data, skip_bad=skip_bad)
         run = open_run(out, preset, overrides, resume=resume, stage=stage, data=dataset)
-        result = run_stages(run, dataset, stage, chosen)
+        with contextlib.closing(run):
+            result = run_stages(run, dataset, stage, chosen)
     seconds = round(time.perf_counter() - began, 1)
     if json:
         print_json({"run": str(out), **result, "bad_files": len(dataset.bad), "seconds": seconds})

@@ -29,6 +29,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from farworld.console import progress_bar
+from farworld.lock import lock_folder
 from farworld.train.config import TrainConfig, from_json, to_json
 
 CONFIG_FILE = "run.json"  # not config.json, which is a world's
@@ -38,7 +39,7 @@ Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
 class Run:
-    """The folder of a run."""
+    """The folder of a run; one process at a time has it open."""
 
     def __init__(self, path: Path, config: TrainConfig) -> None:
         self.path = path
@@ -50,9 +51,14 @@ class Run:
         self.world = path / "world"
         for folder in (self.checkpoints, self.latents, self.logs, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
+        self._lock = lock_folder(path)
         write_json(path / CONFIG_FILE, to_json(config))
         with open(path / COMMANDS_FILE, "a", encoding="utf-8") as file:
             file.write(shlex.join(["farworld", *sys.argv[1:]]) + "\n")
+
+    def close(self) -> None:
+        """Let another process go on with the run."""
+        self._lock.close()
 
     @staticmethod
     def stored_config(path: Path) -> TrainConfig | None:
