@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from farworld.models import flow
-from farworld.models.far import CLEAN_SHORT_TERM, TIMESTEP_SCALE
+from farworld.models.far import CLEAN_SHORT_TERM, TIMESTEP_SCALE, Frames, clean_coarse
 from farworld.models.kv_cache import EMPTY, CachedAttention, KVCache
 from farworld.world_model import LAYOUTS, WorldModel
 
@@ -310,21 +310,21 @@ class Rollout:
         )
         # A lone noisy frame doesn't bring the frame before it along, which the copy gate reads.
         before = self._both(self._latents[-1]) if self._latents and not fine_frames else None
-        coarse = torch.stack([self._latents[frame - kept] for frame in coarse_frames], dim=1) if coarse_frames else None
-        coarse_actions = [self._actions[frame - kept] for frame in coarse_frames] or actions[:1]
         device = self.world.device
-        velocity = self.world.transformer.run(
+        fine = Frames(
             self._both(torch.stack(latents, dim=1)),
             torch.tensor([timesteps], device=device),
             self._both_conditions(torch.stack(actions, dim=1)),
             torch.tensor(frames, device=device),
-            before,
-            None if coarse is None else self._both(coarse),
-            self._both_conditions(torch.stack(coarse_actions, dim=1)),
-            torch.tensor(coarse_frames, device=device, dtype=torch.int64),
-            attention,
-            num_outputs=1,
-        )[:, -1]
+        )
+        coarse = None
+        if coarse_frames:
+            coarse = clean_coarse(
+                self._both(torch.stack([self._latents[frame - kept] for frame in coarse_frames], dim=1)),
+                self._both_conditions(torch.stack([self._actions[frame - kept] for frame in coarse_frames], dim=1)),
+                torch.tensor(coarse_frames, device=device),
+            )
+        velocity = self.world.transformer.run(fine, coarse, attention, before=before, num_outputs=1)[:, -1]
         if first:
             self._fine_end = coming
             self._coarse_end = max(self._coarse_end, coming - window + 1)

@@ -202,6 +202,16 @@ class QKV:
 
 
 @dataclass(frozen=True, slots=True)
+class Frames:
+    """Some frames of a stream, as they enter the transformer."""
+
+    latents: Tensor  # (B, F, C, H, W), scaled
+    timestep: Tensor  # (B, F), or broadcast to it, on the embedding's scale or a clean mark
+    action: Tensor  # (B, F), int64
+    index: Tensor  # (F,), int64, absolute in the stream
+
+
+@dataclass(frozen=True, slots=True)
 class Stream:
     """The fine or the coarse tokens of some frames, on their way through the blocks."""
 
@@ -455,25 +465,24 @@ def _head_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
 
 
-def _mix_in_copy(velocity: Tensor, gate: Tensor, noisy: Tensor, timestep: Tensor, before: Tensor | None) -> Tensor:
+def _mix_in_copy(velocity: Tensor, gate: Tensor, frames: Frames, before: Tensor | None) -> Tensor:
     """Mix the velocity of each frame with the one that leads to the clean frame before it.
 
     A network that must redraw all that stands still repeats its small errors frame after frame, until the picture
     melts. At gate 1 the frame before is reached exactly, from any number of steps.
 
     Args:
-        velocity: (B, N, C, H, W), of the network, for the last N of the F frames.
+        velocity: (B, N, C, H, W), of the network, for the last N of the frames.
         gate: (B, N, 1, H, W), in [0, 1].
-        noisy: (B, F, C, H, W), the network's input.
-        timestep: (B, F), on the embedding's scale; frames below 0 are clean, and only those can be copied.
+        frames: the network's input; only frames that are marked clean can be copied.
         before: (B, C, H, W), the clean frame before the first, or None.
 
     Returns:
         (B, N, C, H, W).
     """
+    noisy, timestep = frames.latents, frames.timestep.expand(frames.latents.shape[:2])
     first = torch.zeros_like(noisy[:, :1]) if before is None else before[:, None]
     previous = torch.cat([first, noisy[:, :-1]], dim=1)
-    timestep = timestep.expand(noisy.shape[:2])
     previous_is_clean = torch.cat([torch.full_like(timestep[:, :1], before is not None), timestep[:, :-1] < 0], dim=1)
     outputs = slice(noisy.shape[1] - velocity.shape[1], None)
     gate = gate * previous_is_clean[:, outputs, None, None, None]
@@ -546,67 +555,51 @@ class FAR(nn.Module):
                 f"a clip of {num_frames} frames with {num_fine} fine ones needs between 1 and {num_frames} fine "
                 f"frames and at least {max(needed, 0)} context frames, got {num_coarse}"
             )
-        device = noisy.device
-        frames = torch.arange(num_frames, device=device)
-        fine_frame, coarse_frame = frames[num_frames - num_fine :], frames[:num_coarse]
-        attend = self._clip_attention(fine_frame, coarse_frame, noisy) if config.causal else full_attention
+        frames = torch.arange(num_frames, device=noisy.device)
+        fine = Frames(noisy, timestep, action[:, num_frames - num_fine :], frames[num_frames - num_fine :])
+        coarse = None if context is None else clean_coarse(context, action[:, :num_coarse], frames[:num_coarse])
+        attend = self._clip_attention(fine, frames[:num_coarse]) if config.causal else full_attention
         before = None if context is None or num_fine == num_frames else context[:, num_frames - num_fine - 1]
-        return self.run(
-            noisy, timestep, action[:, num_frames - num_fine :], fine_frame, before,
-            context, action[:, :num_coarse], coarse_frame, attend,
-        )  # fmt: skip
+        return self.run(fine, coarse, attend, before=before)
 
-    def _clip_attention(self, fine_frame: Tensor, coarse_frame: Tensor, like: Tensor) -> ClipAttention:
-        config, device = self.config, like.device.type
+    def _clip_attention(self, fine: Frames, coarse_frame: Tensor) -> ClipAttention:
+        config, device = self.config, fine.latents.device.type
         return ClipAttention(
             window=config.window,
-            fine_frame=fine_frame.repeat_interleave(config.fine_tokens),
+            fine_frame=fine.index.repeat_interleave(config.fine_tokens),
             coarse_frame=coarse_frame.repeat_interleave(config.coarse_tokens),
             positions=config.positions,
             num_heads=config.num_heads,
-            dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else like.dtype,
+            dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else fine.latents.dtype,
         )
 
     def run(
         self,
-        fine: Tensor,
-        timestep: Tensor,
-        fine_action: Tensor,
-        fine_frame: Tensor,
-        before: Tensor | None,
-        coarse: Tensor | None,
-        coarse_action: Tensor,
-        coarse_frame: Tensor,
+        fine: Frames,
+        coarse: Frames | None,
         attend: Attend,
         *,
+        before: Tensor | None = None,
         num_outputs: int | None = None,
     ) -> Tensor:
         """Both streams through all blocks, attending as `attend` does: over a clip or through a cache.
 
         Args:
-            fine: (B, F, C, H, W), latents that get fine tokens.
-            timestep: (B, F), on the embedding's scale.
-            fine_action: (B, F), int64.
-            fine_frame: (F,), int64, absolute frame index.
+            fine: frames that get fine tokens.
+            coarse: clean frames that get coarse tokens, see `clean_coarse`.
+            attend: see `Attend`.
             before: (B, C, H, W), the clean frame before the first fine one; None if there is none, or if that
                 frame's velocity is not needed. Only the copy gate reads it.
-            coarse: (B, L, C, H, W), clean latents that get coarse tokens, or None.
-            coarse_action: (B, L), int64; not read without `coarse`.
-            coarse_frame: (L,), int64; not read without `coarse`.
-            attend: see `Attend`.
             num_outputs: how many of the last fine frames have a velocity; None is all of them.
 
         Returns:
             As `forward`.
         """
         config = self.config
-        fine_stream = self._stream(fine, timestep, fine_action, fine_frame, self.fine_embedding, config.patch_size)
+        fine_stream = self._stream(fine, self.fine_embedding, config.patch_size)
         coarse_stream = None
         if coarse is not None and config.context_patch_size:
-            mark = torch.full((1, 1), CLEAN_LONG_TERM, device=fine.device)
-            coarse_stream = self._stream(
-                coarse, mark, coarse_action, coarse_frame, self.coarse_embedding, config.context_patch_size
-            )
+            coarse_stream = self._stream(coarse, self.coarse_embedding, config.context_patch_size)
         for block in self.blocks[:-1]:
             fine_stream, coarse_stream = block(fine_stream, coarse_stream, attend)
         fine_stream, coarse_stream = self.blocks[-1](fine_stream, coarse_stream, attend, num_outputs)
@@ -614,7 +607,7 @@ class FAR(nn.Module):
         velocity = _unpatchify(self.velocity_head(tokens), config, config.patch_size)
         if self.copy_head is not None:
             gate = _unpatchify(self.copy_head(tokens), config, config.patch_size).float().sigmoid()
-            velocity = _mix_in_copy(velocity.float(), gate, fine, timestep, before)
+            velocity = _mix_in_copy(velocity.float(), gate, fine, before)
         if coarse_stream is not None and config.coarse_output and config.context_patch_size:
             coarse_velocity = self.coarse_head(self._final(coarse_stream))
             velocity = torch.cat([_unpatchify(coarse_velocity, config, config.context_patch_size), velocity], dim=1)
@@ -625,20 +618,23 @@ class FAR(nn.Module):
         scale, shift = self.final_modulation(stream.condition).unsqueeze(2).chunk(2, dim=-1)
         return _norm(stream.tokens) * (1 + scale) + shift
 
-    def _stream(
-        self, latents: Tensor, timestep: Tensor, action: Tensor, frame: Tensor, embedding: nn.Module, patch: int
-    ) -> Stream:
+    def _stream(self, frames: Frames, embedding: nn.Module, patch: int) -> Stream:
         config = self.config
         rows, columns = config.latent_height // patch, config.latent_width // patch
-        condition = self.timestep_embedding(timestep)
+        condition = self.timestep_embedding(frames.timestep)
         if self.action_embedding is not None:
-            condition = condition + self.action_embedding(action)
+            condition = condition + self.action_embedding(frames.action)
         stride, frame_scale = patch // config.patch_size, config.positions.frame_scale
         return Stream(
-            embedding(_patchify(latents, patch)),
+            embedding(_patchify(frames.latents, patch)),
             F.silu(condition),
-            rope_table(frame, rows, columns, stride, config.head_size, frame_scale=frame_scale),
+            rope_table(frames.index, rows, columns, stride, config.head_size, frame_scale=frame_scale),
         )
+
+
+def clean_coarse(latents: Tensor, action: Tensor, index: Tensor) -> Frames:
+    """Frames of the long-term stream, which are always clean; see `Frames`."""
+    return Frames(latents, torch.full((1, 1), CLEAN_LONG_TERM, device=latents.device), action, index)
 
 
 def _patchify(latents: Tensor, patch: int) -> Tensor:
