@@ -328,9 +328,10 @@ class Rollout:
         if first:
             self._fine_end = coming
             self._coarse_end = max(self._coarse_end, coming - window + 1)
-            # The frame that leaves the window next is the oldest that is still needed.
-            surplus = self._coarse_end - kept if self.world.config.model.context_patch_size else coming - 1 - kept
-            del self._latents[: max(0, surplus)], self._actions[: max(0, surplus)]
+            # The frame that leaves the window next is the oldest that is still needed; the newest always is.
+            needed = self._coarse_end if self.world.config.model.context_patch_size else coming
+            surplus = max(0, min(needed, coming - 1) - kept)
+            del self._latents[:surplus], self._actions[:surplus]
         if self._branches == 2:
             unconditional, conditional = velocity.chunk(2)
             velocity = unconditional + self.guidance_scale * (conditional - unconditional)

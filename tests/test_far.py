@@ -95,6 +95,8 @@ KINDS = {
     "anchored, ALiBi": {"layout": "anchored", "positions": Positions.alibi()},
     "anchored, 1×1 coarse": {"layout": "anchored", "context_patch_size": 4},
     "anchored, 4×4 coarse": {"layout": "anchored", "context_patch_size": 1, "short_term_frames": 2},
+    "sliding, a window of the frame itself": {"short_term_frames": 1, "copy_gate": True},
+    "anchored, a window of the frame itself": {"short_term_frames": 1, "layout": "anchored"},
     "short": {"context_patch_size": None},
     "short, interpolated": {
         "context_patch_size": None,

@@ -120,14 +120,14 @@ def velocity_loss(velocity: Tensor, truth: Tensor, noise: Tensor, is_clean: Tens
         velocity: (B, F, C, H, W), predicted.
         truth: (B, F, C, H, W), scaled latents.
         noise: (B, F, C, H, W).
-        is_clean: (B, F), bool, context frames, which are not learnt; in each clip at least one is not clean.
+        is_clean: (B, F), bool, context frames, which are not learnt.
 
     Returns:
         A scalar.
     """
     error = (velocity - flow.velocity_target(truth, noise)).square().mean(dim=(2, 3, 4))
     is_target = (~is_clean).float()
-    return ((error * is_target).sum(dim=1) / is_target.sum(dim=1)).mean()
+    return ((error * is_target).sum(dim=1) / is_target.sum(dim=1).clamp(min=1)).mean()
 
 
 def random_context(batch: int, num_fine: int, config: TrainConfig, generator: torch.Generator) -> Tensor:

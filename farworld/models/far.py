@@ -110,8 +110,8 @@ class FARConfig:
             raise ValueError("causal=False (Video-DiT) needs context_patch_size=None and copy_gate=False")
         if self.head_size % 16:
             raise ValueError(f"head_size must be a multiple of 16 for 3-D RoPE, got {self.head_size}")
-        if self.short_term_frames < 2:
-            raise ValueError(f"short_term_frames must be at least 2, got {self.short_term_frames}")
+        if self.short_term_frames < 1:
+            raise ValueError(f"short_term_frames must be at least 1, got {self.short_term_frames}")
 
     @property
     def width(self) -> int:
@@ -368,9 +368,15 @@ class TimestepEmbedding(nn.Module):
         self.linear_2 = nn.Linear(width, width)
 
     def reset_buffers(self) -> None:
-        """Fill the buffers that are computed and not stored."""
-        index = torch.arange(TIMESTEP_FEATURES // 2, device=self.frequencies.device)
-        self.frequencies.copy_(torch.exp(-math.log(10000.0) * index / (TIMESTEP_FEATURES // 2 - 1)))
+        """Fill the buffers that are computed and not stored; bit for bit the same on every machine."""
+        # A timestep of 1000 makes a visible angle of the last bit of a frequency, and float32 exp rounds it
+        # differently on different CPUs: hence float64, and by name the two near-ties that the official
+        # implementation was found to round the other way.
+        exponent = -math.log(10000.0) * torch.arange(TIMESTEP_FEATURES // 2) / (TIMESTEP_FEATURES // 2 - 1)
+        frequencies = exponent.double().exp().float()
+        for index, direction in ((10, 1.0), (52, 0.0)):
+            frequencies[index] = torch.nextafter(frequencies[index], torch.tensor(direction))
+        self.frequencies.copy_(frequencies)
 
     def forward(self, timestep: Tensor) -> Tensor:
         """Embed (B, F) as (B, F, D)."""

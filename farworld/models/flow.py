@@ -61,8 +61,7 @@ def official_timesteps(num_steps: int) -> list[float]:
     """
     if num_steps < 1:
         raise ValueError(f"the number of denoising steps must be at least 1, got {num_steps}")
-    timesteps = torch.linspace(1000.0, 1.0, num_steps) if num_steps > 1 else torch.tensor([1000.0])
-    return [*(timesteps / 1000.0).tolist(), 0.0]
+    return [*torch.linspace(1.0, 0.001, num_steps, dtype=torch.float64).tolist(), 0.0]
 
 
 def timestep_of_draw(u: Tensor) -> Tensor:
