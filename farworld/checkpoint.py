@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from farworld.actions import ActionVocabulary
+from farworld.models import official
 from farworld.models.autoencoder import AutoencoderConfig
 from farworld.models.far import FARConfig, Positions, TimestepEmbedding
 from farworld.world_model import WorldConfig, WorldModel
@@ -73,8 +74,8 @@ def resolve(checkpoint: str | os.PathLike) -> Path:
     """The directory of a world.
 
     Args:
-        checkpoint: a bundled name, a world directory, a training run's folder, or a hub repository
-            `owner/name[@revision]`.
+        checkpoint: a bundled name, a world directory, a training run's folder, a hub repository
+            `owner/name[@revision]`, or official weights on the hub, `guyuchao/FAR_Models:minecraft` or `:dmlab`.
 
     Raises:
         FileNotFoundError: nothing is there; the message says what was looked for and where.
@@ -93,6 +94,10 @@ def resolve(checkpoint: str | os.PathLike) -> Path:
             f"{path} is no world: neither {path / CONFIG_FILE} nor {path / 'world' / CONFIG_FILE} is there; "
             "a training run gets its world/ folder when `farworld train` ends"
         )
+    if text.partition(":")[0] == official.REPOSITORY:
+        from farworld.official_worlds import fetch_world  # which needs this module
+
+        return fetch_world(text.partition(":")[2])
     if text.count("/") == 1 and not text.startswith((".", "/", "~")):
         return _download(text)
     nearest = difflib.get_close_matches(text, bundled_worlds(), n=1, cutoff=0.3)
@@ -110,25 +115,35 @@ def _retired(path: Path) -> Path:
 
 def _download(repository: str) -> Path:
     """Fetch a world from the Hugging Face hub into its cache."""
-    from huggingface_hub import errors, snapshot_download
+    from huggingface_hub import snapshot_download
 
-    hub_errors = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    # Connections that fail raise errors of the HTTP library that the hub uses (which one depends on its version).
-    expected: tuple[type[Exception], ...] = (OSError, *hub_errors, *errors.HfHubHTTPError.__bases__)
     name, _, revision = repository.partition("@")
     files = [CONFIG_FILE, MODEL_FILE, AUTOENCODER_FILE, CONTEXTS_FILE, CARD_FILE]
     try:
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=files))
-    except expected as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except hub_errors() as error:
         raise FileNotFoundError(
             f"no world {repository!r}: there is no folder {Path(name).absolute()}, and the Hugging Face hub "
-            f"repository {name}{f' at {revision}' if revision else ''} could not be fetched ({reason}); "
+            f"repository {name}{f' at {revision}' if revision else ''} could not be fetched ({reason_of(error)}); "
             "to use a local copy give its directory: --ckpt path/to/world"
         ) from error
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"the hub repository {name} holds no farworld world: {CONFIG_FILE} is missing")
     return folder
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What the hub's client raises when it cannot fetch a file."""
+    from huggingface_hub import errors
+
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    # Connections that fail raise errors of the HTTP library that the hub uses (which one depends on its version).
+    return (OSError, *kinds, *errors.HfHubHTTPError.__bases__)
+
+
+def reason_of(error: Exception) -> str:
+    """An error's first line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def config_to_json(config: WorldConfig) -> dict:
@@ -259,20 +274,28 @@ def _describe(tensor: Tensor) -> str:
 
 
 def save_world(
-    path: Path, config: WorldConfig, transformer: nn.Module, autoencoder: nn.Module, contexts: list[Context], card: str
+    path: Path,
+    config: WorldConfig,
+    transformer: nn.Module,
+    autoencoder: nn.Module,
+    contexts: list[Context],
+    card: str,
+    *,
+    matrices: torch.dtype = torch.float16,
 ) -> None:
-    """Write a world directory, matrices in float16.
+    """Write a world directory, by default with matrices in float16.
 
     Whenever the writer dies, the old world or the new one is there complete: `resolve` finds it.
 
     Raises:
-        ValueError: a weight is not finite, or beyond float16.
+        ValueError: a weight is not finite, or beyond the type of matrices.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for module, name in ((transformer, MODEL_FILE), (autoencoder, AUTOENCODER_FILE)):
-        save_file({key: _to_half(key, tensor) for key, tensor in module.state_dict().items()}, temporary / name)
+        tensors = {key: _to_store(key, tensor, matrices) for key, tensor in module.state_dict().items()}
+        save_file(tensors, temporary / name)
     tensors = {}
     for i, context in enumerate(contexts):
         # Copies: starts may be slices of one episode, and safetensors refuses tensors that share memory.
@@ -289,14 +312,15 @@ def save_world(
     shutil.rmtree(retired, ignore_errors=True)
 
 
-def _to_half(name: str, tensor: Tensor) -> Tensor:
-    """Matrices and convolutions in float16; vectors are small, and batch-norm variances outgrow its range."""
+def _to_store(name: str, tensor: Tensor, matrices: torch.dtype) -> Tensor:
+    """Matrices and convolutions as asked; vectors are small, and batch-norm variances outgrow float16."""
     tensor = tensor.detach().cpu().contiguous()
     if not torch.isfinite(tensor).all():
         raise ValueError(f"the tensor {name!r} is not finite; the training has diverged")
     if tensor.ndim < 2 or not tensor.is_floating_point():
         return tensor
-    half = tensor.to(torch.float16)
-    if not torch.isfinite(half).all():
-        raise ValueError(f"the tensor {name!r} has values beyond float16, up to {tensor.abs().max():.3g}")
-    return half
+    stored = tensor.to(matrices)
+    if not torch.isfinite(stored).all():
+        kind = str(matrices).removeprefix("torch.")
+        raise ValueError(f"the tensor {name!r} has values beyond {kind}, up to {tensor.abs().max():.3g}")
+    return stored

@@ -44,11 +44,12 @@ app.command(
 app.command(
     "farworld.play.cli:play",
     name="play",
-    help="""Play a learned world in a window, or headless.
+    help="""Play a learned world, or with --env a real environment, in a window or headless.
 
-In the window, F1 shows the keys. P pauses, N makes one step, R starts again, Tab takes the next start, H hides the
-bar, Esc or Q quits; a key that the world itself uses belongs to the world.""",
+Either --ckpt or --env is needed. In the window, F1 shows the keys. P pauses, N makes one step, R starts again, Tab
+takes the next start, H hides the bar, Esc or Q quits; a key that the world itself uses belongs to the world.""",
 )
+app.command("farworld.ckpt_cli:ckpt", name="ckpt", help="Convert the official FAR weights into worlds.")
 app.command("farworld.bench:bench", name="bench", help="Measure speed end to end.")
 
 
