@@ -35,6 +35,7 @@ ROPE_THETA = 10000.0
 TIMESTEP_FEATURES = 256
 UNBOUNDED = 1 << 40  # frames
 COPY_TIMESTEP_MIN = 0.2  # flow time; the velocity towards another frame grows as 1 / t
+COPY_STRETCH = 0.1
 COPY_BIAS = -2.0  # of the copy gate's logits at the start: copy little, until it is learned where
 
 
@@ -471,6 +472,14 @@ def _head_norm(x: Tensor, norm: nn.RMSNorm) -> Tensor:
     return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)
 
 
+def _stretched(gate: Tensor) -> Tensor:
+    """A sigmoid's (0, 1) widened by COPY_STRETCH at both ends and cut, so that a gate can be open and shut entirely.
+
+    The hard concrete gate without its noise, arXiv:1712.01312.
+    """
+    return (gate * (1 + 2 * COPY_STRETCH) - COPY_STRETCH).clamp(0.0, 1.0)
+
+
 def _mix_in_copy(velocity: Tensor, gate: Tensor, frames: Frames, before: Tensor | None) -> Tensor:
     """Mix the velocity of each frame with the one that leads to the clean frame before it.
 
@@ -612,7 +621,7 @@ class FAR(nn.Module):
         tokens = self._final(fine_stream)
         velocity = _unpatchify(self.velocity_head(tokens), config, config.patch_size)
         if self.copy_head is not None:
-            gate = _unpatchify(self.copy_head(tokens), config, config.patch_size).float().sigmoid()
+            gate = _stretched(_unpatchify(self.copy_head(tokens), config, config.patch_size).float().sigmoid())
             velocity = _mix_in_copy(velocity.float(), gate, fine, before)
         if coarse_stream is not None and config.coarse_output and config.context_patch_size:
             coarse_velocity = self.coarse_head(self._final(coarse_stream))
