@@ -95,6 +95,7 @@ class Rollout:
         if timesteps is None:
             timesteps = flow.euler_timesteps(world.config.num_steps if num_steps is None else num_steps)
         self.timesteps = list(timesteps)
+        self._rewrites_window = layout == "anchored" and config.context_patch_size is not None
         self.seed = 0
         self.frame_index = EMPTY  # of the newest frame; EMPTY before the first
         self._branches = 1 if guidance_scale in (0.0, 1.0) else 2
@@ -272,12 +273,13 @@ class Rollout:
 
     def _to_encode(self) -> tuple[list[int], list[int]]:
         """Past frames that the next frame's first pass has to put into the cache, by fine and by coarse tokens."""
-        config, coming = self.world.config.model, self.frame_index + 1
-        first_fine = max(0, coming - config.window + 1)
-        oldest = first_fine - self._cache.long_term_frames  # what is older leaves the ring before anyone sees it
-        coarse = range(max(self._coarse_end, oldest), first_fine)
-        is_anchored = self.layout == "anchored" and first_fine > 0
-        fine = range(first_fine if is_anchored else max(self._fine_end, coming - self._cache.short_term_frames), coming)
+        cache, coming = self._cache, self.frame_index + 1
+        first_fine = max(0, coming - self.world.config.model.window + 1)
+        # What is older than the rings reach would be overwritten before anyone sees it.
+        coarse = range(max(self._coarse_end, first_fine - cache.long_term_frames), first_fine)
+        fine = range(max(self._fine_end, coming - cache.short_term_frames), coming)
+        if self._rewrites_window and first_fine:
+            fine = range(first_fine, coming)
         return list(fine), list(coarse)
 
     def _run(self, noisy: tuple[Tensor, Tensor] | None, t: float, *, first: bool) -> Tensor:
@@ -297,14 +299,16 @@ class Rollout:
         latents = [self._latents[frame - kept] for frame in fine_frames]
         actions = [self._actions[frame - kept] for frame in fine_frames]
         timesteps = [CLEAN_SHORT_TERM] * len(fine_frames)
-        slots = [cache.fine_slot(frame) for frame in fine_frames]
         if noisy is not None:
             latents.append(noisy[0])
             actions.append(noisy[1])
             timesteps.append(t * TIMESTEP_SCALE)
-            slots.append(cache.scratch_slot)
         frames = fine_frames + [coming] * (noisy is not None)
-        first_fine = max(0, coming - window + 1) if self.layout == "anchored" else 0
+        first_fine = max(0, coming - window + 1) if self._rewrites_window else 0
+        if self._rewrites_window:  # in order: then no query has to pass over the keys of later frames
+            slots = [cache.long_term_frames + frame - first_fine for frame in frames]
+        else:
+            slots = [cache.scratch_slot if frame == coming else cache.fine_slot(frame) for frame in frames]
         attention = CachedAttention(
             cache, fine_frames=frames, fine_slots=slots, coarse_frames=coarse_frames, first_fine=first_fine
         )

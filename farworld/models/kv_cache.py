@@ -16,6 +16,7 @@ from torch import Tensor
 from farworld.models.far import QKV, FARConfig, attention_mask, visible, visible_coarse
 
 EMPTY = -1
+GROUP_FRAMES = 2  # frames whose queries attend together; more see more keys in vain, fewer are more calls
 
 
 class KVCache:
@@ -119,7 +120,16 @@ class CachedAttention:
         key_frame = cache.key_frame()
         fine_query = torch.tensor(fine_frames, device=device).repeat_interleave(config.fine_tokens)
         seen = visible(fine_query, key_frame, cache.key_is_fine, window=config.window, first_fine=first_fine)
-        self.fine_mask = attention_mask(seen, fine_query, key_frame, config.positions, heads, dtype)
+        self.num_queries = len(fine_query)
+        self.groups: list[tuple[slice, int, Tensor | None]] = []
+        for start in range(0, self.num_queries, GROUP_FRAMES * config.fine_tokens):
+            queries = slice(start, min(start + GROUP_FRAMES * config.fine_tokens, self.num_queries))
+            stop = int(seen[queries].any(dim=0).nonzero()[-1]) + 1
+            mask = None
+            if config.positions.slope or not seen[queries, :stop].all():
+                group = (seen[queries, :stop], fine_query[queries], key_frame[:stop])
+                mask = attention_mask(*group, config.positions, heads, dtype)
+            self.groups.append((queries, stop, mask))
         coarse_query = torch.tensor(coarse_frames, device=device, dtype=torch.int64)
         coarse_query = coarse_query.repeat_interleave(config.coarse_tokens)
         key_frame = key_frame[: cache.coarse_length]
@@ -137,9 +147,17 @@ class CachedAttention:
             coarse_out = F.scaled_dot_product_attention(
                 coarse.q, keys[:, :, :end], values[:, :, :end], attn_mask=self.coarse_mask
             )
-        fine_mask = self.fine_mask[:, :, -fine.q.shape[2] :]
-        fine_out = F.scaled_dot_product_attention(fine.q, keys, values, attn_mask=fine_mask)
-        return fine_out, coarse_out
+        skipped = self.num_queries - fine.q.shape[2]  # leading queries that nobody needs
+        outputs = []
+        for queries, stop, mask in self.groups:
+            start = max(queries.start, skipped)
+            if start >= queries.stop:
+                continue
+            q = fine.q[:, :, start - skipped : queries.stop - skipped]
+            mask = mask if mask is None else mask[:, :, start - queries.start :]
+            k, v = keys[:, :, :stop], values[:, :, :stop]
+            outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+        return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0], coarse_out
 
 
 def _store(keys: Tensor, values: Tensor, new: QKV, ranges: list[slice]) -> None:
