@@ -25,7 +25,7 @@ def sticky_random(num_actions: int, rng: np.random.Generator, *, stay: float = 0
     return act
 
 
-def make_policy(name: PolicyName, env: gymnasium.Env, num_actions: int, rng: np.random.Generator) -> Policy:
+def make_policy(name: str, env: gymnasium.Env, num_actions: int, rng: np.random.Generator) -> Policy:
     """The policy of this name, for an environment that has just been reset.
 
     `explore` is the world's own exploration, `env.unwrapped.explorer(rng)`; without one it is `random`.

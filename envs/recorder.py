@@ -18,7 +18,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium
 import numpy as np
@@ -49,14 +49,14 @@ class Recording:
 
     Attributes:
         env_id: a Gymnasium id.
-        policy: what chooses the actions.
+        policy: what chooses the actions; `human` is a person, who plays an `EnvPlayer`.
         seed: of the recording; episode i draws its own from (seed, i).
-        num_frames: frames of an episode; a terminated environment ends it earlier.
+        num_frames: frames of an episode; a terminated environment ends it earlier, and a person whenever.
         size: height and width of the frames in pixels; None takes the environment's where it suits.
     """
 
     env_id: str
-    policy: PolicyName = "explore"
+    policy: PolicyName | Literal["human"] = "explore"
     seed: int = 0
     num_frames: int = 300
     size: int | None = None
@@ -123,7 +123,7 @@ def resolve_env_id(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _plain_errors(env_id: str) -> Iterator[None]:
+def plain_errors(env_id: str) -> Iterator[None]:
     """Turn Gymnasium's own errors, which only Gymnasium knows, into the usual kinds."""
     try:
         yield
@@ -161,7 +161,7 @@ def make_env(recording: Recording) -> gymnasium.Env:
         ValueError: it cannot be made, shows no pixels, or its actions are not discrete.
         ImportError: it needs a module that is not installed.
     """
-    with _plain_errors(recording.env_id):
+    with plain_errors(recording.env_id):
         env = _make(recording)
     if not isinstance(env.action_space, gymnasium.spaces.Discrete):
         space = env.action_space
@@ -253,36 +253,84 @@ def _observed_picture(space: gymnasium.Space) -> Callable[[Any], Any] | None:
     return None
 
 
+class PixelEnv:
+    """An environment as it is recorded: frames of one size, actions by their place in the vocabulary."""
+
+    def __init__(self, env: gymnasium.Env, size: int | None) -> None:
+        self._env = env
+        self._frame_of = FrameSource(env, size)
+        self._first_action = int(env.action_space.start)  # type: ignore[attr-defined]
+
+    def reset(self, seed: int) -> np.ndarray:
+        """Begin an episode; its first frame, (H, W, 3), uint8."""
+        observation, _ = self._env.reset(seed=seed)
+        return self._frame_of(observation).copy()  # environments may draw into the same array again
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool]:
+        """Take an action; frame, reward, terminated and truncated."""
+        observation, reward, terminated, truncated, _ = self._env.step(self._first_action + action)
+        return self._frame_of(observation).copy(), float(reward), bool(terminated), bool(truncated)
+
+
+class EpisodeBuilder:
+    """Collects an episode while it is played."""
+
+    def __init__(self, first_frame: np.ndarray, seed: int) -> None:
+        self._frames = [first_frame]
+        self._actions: list[int] = []
+        self._rewards: list[float] = []
+        self._terminated = False
+        self._seed = seed
+
+    @property
+    def num_frames(self) -> int:
+        """Frames so far."""
+        return len(self._frames)
+
+    def add(self, action: int, frame: np.ndarray, reward: float, terminated: bool) -> None:
+        """Add an action and what it led to."""
+        self._frames.append(frame)
+        self._actions.append(action)
+        self._rewards.append(reward)
+        self._terminated = terminated
+
+    def build(self, index: int, source: str = "") -> Episode:
+        """The episode, which ends with the last frame added."""
+        return Episode(
+            frames=np.stack(self._frames),
+            actions=np.array(self._actions, np.int64),
+            rewards=np.array(self._rewards, np.float32),
+            terminated=self._terminated,
+            truncated=not self._terminated,
+            seed=self._seed,
+            index=index,
+            source=source,
+        )
+
+
 # Recording
+
+
+def episode_seeds(seed: int, index: int) -> tuple[int, int]:
+    """What episode `index` of a recording resets its environment with, and what its policy draws from."""
+    env_seed, policy_seed = np.random.SeedSequence([seed, index]).generate_state(2)
+    return int(env_seed), int(policy_seed)
 
 
 def record_episode(env: gymnasium.Env, recording: Recording, index: int) -> Episode:
     """Play one episode. It depends on the recording and the number only, not on what was played before."""
-    env_seed, policy_seed = (int(n) for n in np.random.SeedSequence([recording.seed, index]).generate_state(2))
-    source = FrameSource(env, recording.size)
-    observation, _ = env.reset(seed=env_seed)
+    env_seed, policy_seed = episode_seeds(recording.seed, index)
+    pixels = PixelEnv(env, recording.size)
+    builder = EpisodeBuilder(pixels.reset(env_seed), env_seed)
     vocabulary = action_vocabulary(env)
     policy = make_policy(recording.policy, env, len(vocabulary), np.random.default_rng(policy_seed))
-    first_action = int(env.action_space.start)  # type: ignore[attr-defined]
-    frames = [source(observation).copy()]  # environments may draw into the same array again
-    actions: list[int] = []
-    rewards: list[float] = []
-    terminated = truncated = False
-    while len(frames) < recording.num_frames and not (terminated or truncated):
+    over = False
+    while builder.num_frames < recording.num_frames and not over:
         action = vocabulary.check(policy())
-        observation, reward, terminated, truncated, _ = env.step(first_action + action)
-        frames.append(source(observation).copy())
-        actions.append(action)
-        rewards.append(float(reward))
-    return Episode(
-        frames=np.stack(frames),
-        actions=np.array(actions, np.int64),
-        rewards=np.array(rewards, np.float32),
-        terminated=bool(terminated),
-        truncated=not terminated,
-        seed=env_seed,
-        index=index,
-    )
+        frame, reward, terminated, truncated = pixels.step(action)
+        builder.add(action, frame, reward, terminated)
+        over = terminated or truncated
+    return builder.build(index)
 
 
 def spec_of(env: gymnasium.Env, recording: Recording) -> DatasetSpec:
@@ -329,7 +377,7 @@ def record(
     begin = time.perf_counter()
     total = 0
     with (
-        _plain_errors(recording.env_id),
+        plain_errors(recording.env_id),
         make_env(recording) as env,
         create_or_open(out, spec_of(env, recording)) as writer,
     ):
@@ -347,7 +395,7 @@ def record(
 
 def _play(env: gymnasium.Env, recording: Recording, spec: DatasetSpec, directory: Path, index: int) -> int:
     """Play and write one episode; its number of frames."""
-    with _plain_errors(recording.env_id):
+    with plain_errors(recording.env_id):
         episode = record_episode(env, recording, index)
     check_episode(spec, episode)
     write_episode(directory, episode)

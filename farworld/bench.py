@@ -16,7 +16,7 @@ from farworld.console import print_json, progress_bar, stdout_to_stderr
 from farworld.play.cli import prepare_environment
 
 if TYPE_CHECKING:
-    from farworld.play.player import Player
+    from farworld.play.player import WorldPlayer
     from farworld.play.window import Window
 
 WARM_UP_FRAMES = 20  # at least; the context is full when the measurement begins
@@ -63,7 +63,7 @@ def play(
 
 def measure_frames(window: Window, num_frames: int, seed: int, advance: Any = lambda: None) -> np.ndarray:
     """Play random actions by their keys; the milliseconds from key to drawn picture of every frame, (num_frames,)."""
-    actions = window.player.world.config.vocabulary.actions
+    actions = window.player.vocabulary.actions
     chosen = np.random.default_rng(seed).integers(len(actions), size=num_frames)
     frame_ms = np.empty(num_frames)
     for i, action in enumerate(chosen):
@@ -75,7 +75,7 @@ def measure_frames(window: Window, num_frames: int, seed: int, advance: Any = la
     return frame_ms
 
 
-def summarise(player: Player, frame_ms: np.ndarray) -> dict[str, Any]:
+def summarise(player: WorldPlayer, frame_ms: np.ndarray) -> dict[str, Any]:
     """The figures, with all that they depend on; sizes in frames unless the name says otherwise."""
     import torch
 

@@ -53,7 +53,7 @@ class Episode:
         truncated: the episode was cut for another reason, such as the wanted length.
         seed: what the environment was reset with.
         index: the episode's number in its dataset.
-        source: where an imported episode came from; empty for a recorded one.
+        source: where it came from: `human` if a person played it, the file if it was imported, empty for a policy's.
     """
 
     frames: np.ndarray
@@ -84,7 +84,7 @@ class DatasetSpec:
         env_id: the Gymnasium id, or the name of the imported data set.
         env_kwargs: what the environment was made with.
         env_version: the farworld release that recorded.
-        policy: what chose the actions.
+        policy: what chose the actions of the first recording; other episodes may be a person's, see their source.
         height: of a frame, in pixels.
         width: of a frame, in pixels.
         frames_per_second: the speed at which the world is meant to be seen.
@@ -514,7 +514,7 @@ class Dataset:
         return self._entries[i].path
 
     def source(self, i: int) -> str:
-        """Where the i-th episode was imported from; empty for a recorded one."""
+        """Where the i-th episode came from; see `Episode`."""
         return self._entries[i].header["source"]
 
     def actions(self, i: int) -> np.ndarray:

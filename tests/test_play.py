@@ -19,7 +19,7 @@ from farworld.checkpoint import Context
 from farworld.cli import app
 from farworld.play.hud import BAR_HEIGHT
 from farworld.play.keys import Keys
-from farworld.play.player import Player, open_player
+from farworld.play.player import WorldPlayer, open_player
 from farworld.play.script import Script, parse_script
 from farworld.play.window import Window
 
@@ -74,7 +74,7 @@ def make_player(vocabulary=VOCABULARY, *, frames_per_second=50.0, num_starts=3, 
         frames_per_second=frames_per_second,
     )  # fmt: skip
     world = SimpleNamespace(config=config, contexts=[start] * num_starts, path=Path("last-action"))
-    return Player(world, rollout or LastActionRollout())
+    return WorldPlayer(world, rollout or LastActionRollout())
 
 
 @pytest.fixture

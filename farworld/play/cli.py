@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,16 +24,36 @@ SCRIPT_HELP = (
     "`#` begins a comment. After its end no key is held."
 )
 
+RECORD_HELP = (
+    "With --env: add every episode that you play to this dataset, as `farworld record` does; one that is there is "
+    "extended. An episode ends with its environment, with R or Tab, and when you quit."
+)
+FRAME_SIZE_HELP = "With --env: frame height and width, a multiple of 16; without it the environment's own, or 64."
+START_HELP = (
+    "Which start context of the world (0 without it), or which of the seed's episodes of --env (0, or with --record "
+    "the first that the dataset does not have)."
+)
+
 
 def play(
     *,
-    ckpt: Annotated[str, Parameter(help="A bundled world (minecraft, dmlab), a directory, or a hub owner/repo.")],
+    ckpt: Annotated[
+        str | None, Parameter(help="A learned world: bundled (minecraft, dmlab), a directory, or a hub owner/repo.")
+    ] = None,
+    env: Annotated[
+        str | None, Parameter(help="A real environment instead: maze, voxel, or any discrete Gymnasium id.")
+    ] = None,
+    record: Annotated[Path | None, Parameter(help=RECORD_HELP)] = None,
+    frame_size: Annotated[int | None, Parameter(help=FRAME_SIZE_HELP)] = None,
     seed: Annotated[int, Parameter(help="Same seed and same keys, same frames.")] = 0,
-    start: Annotated[int, Parameter(help="Which start context of the world.")] = 0,
+    start: Annotated[int | None, Parameter(help=START_HELP)] = None,
     steps: Annotated[int | None, Parameter(help="Denoising steps a frame; the world's own without it.")] = None,
     context: Annotated[int | None, Parameter(help="Frames remembered; the world's own without it.")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where the model runs.")] = "auto",
     size: Annotated[int, Parameter(help="Side of the picture in the window, in pixels.")] = 640,
+    frames_per_second: Annotated[
+        float | None, Parameter(help="Pace of the window; the world's own without it. What is written keeps the own.")
+    ] = None,
     headless: Annotated[bool, Parameter(negative=(), help="No window: play a script.")] = False,
     script: Annotated[Path | None, Parameter(help=SCRIPT_HELP)] = None,
     frames: Annotated[
@@ -40,28 +62,45 @@ def play(
     save: Annotated[Path | None, Parameter(help="Write what is shown to an .mp4.")] = None,
     json: Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout at the end.")] = False,
 ) -> None:
-    """Play a learned world in a window, or headless.
+    """Play a learned world, or with --env a real environment, in a window or headless.
 
-    In the window, F1 shows the keys. P pauses, N makes one step, R starts again, Tab takes the next start,
-    H hides the bar, Esc or Q quits; a key that the world itself uses belongs to the world.
+    Either --ckpt or --env is needed. In the window, F1 shows the keys. P pauses, N makes one step, R starts again,
+    Tab takes the next start, H hides the bar, Esc or Q quits; a key that the world itself uses belongs to the world.
     """
     prepare_environment()
-    _check(headless=headless, script=script, frames=frames, save=save, size=size)
+    _check_choice(
+        ckpt,
+        env,
+        of_ckpt={"--steps": steps, "--context": context, "--device": None if device == "auto" else device},
+        of_env={"--record": record, "--frame-size": frame_size},
+    )
+    _check(headless=headless, script=script, frames=frames, save=save, size=size, frames_per_second=frames_per_second)
     with stdout_to_stderr() if json else contextlib.nullcontext():
         if not headless:
             from farworld.play.window import require_display
 
             require_display()
-            print(f"loading {ckpt} ...", file=sys.stderr)
-        from farworld.play.player import open_player
+            print(f"loading {env or ckpt} ...", file=sys.stderr)
+        player: Player
+        if ckpt is not None:
+            from farworld.play.player import open_player
 
-        player = open_player(ckpt, seed=seed, start=start, num_steps=steps, context_frames=context, device=device)
-        began = time.perf_counter()
-        if headless:
-            _run_headless(player, script, frames, save)
+            player = open_player(
+                ckpt, seed=seed, start=start or 0, num_steps=steps, context_frames=context, device=device
+            )
         else:
-            _run_window(player, size, save)
-        report = _report(player, seed, save, time.perf_counter() - began)
+            from farworld.envs.player import open_env_player
+
+            assert env is not None  # one of the two is given
+            player = open_env_player(env, seed=seed, start=start, size=frame_size, record_to=record)
+        with player:
+            began = time.perf_counter()
+            if headless:
+                _run_headless(player, script, frames, save)
+            else:
+                _run_window(player, size, frames_per_second, save)
+            seconds = time.perf_counter() - began
+        report = _report(player, save, seconds)
     if json:
         print_json(report)
     else:
@@ -69,6 +108,8 @@ def play(
             f"{report['frames']} frames in {report['seconds']:.1f} s ({report['fps']:.1f} frames/s)"
             + (f" -> {save}" if save else "")
         )
+        if record is not None:
+            print(_describe_recording(player.recorded, record, report["last_episode"]))
 
 
 def prepare_environment() -> None:
@@ -81,12 +122,39 @@ def prepare_environment() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def _check(*, headless: bool, script: Path | None, frames: int | None, save: Path | None, size: int) -> None:
+def _check_choice(
+    ckpt: str | None, env: str | None, *, of_ckpt: Mapping[str, object], of_env: Mapping[str, object]
+) -> None:
+    """Either a learned world or a real environment, and only options that it has; None stands for one not given."""
+    if (ckpt is None) == (env is None):
+        raise ValueError(
+            "give either --ckpt minecraft|dmlab|DIRECTORY|HUB_REPO for a learned world, or --env maze|voxel|ID for a "
+            f"real environment, got {'neither' if ckpt is None else 'both'}"
+        )
+    given, partner = (of_env, "--env, a real environment") if env is None else (of_ckpt, "--ckpt, a learned world")
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} goes with {partner}; leave it out")
+
+
+def _check(
+    *,
+    headless: bool,
+    script: Path | None,
+    frames: int | None,
+    save: Path | None,
+    size: int,
+    frames_per_second: float | None,
+) -> None:
     """Say what is wrong before seconds are spent on loading a world."""
     if not headless and (script is not None or frames is not None):
         raise ValueError("--script and --frames go with --headless; in the window your hands press the keys")
     if headless and script is None and frames is None:
         raise ValueError("--headless needs --script KEYS.txt, or --frames N to watch the world with no key held")
+    if headless and frames_per_second is not None:
+        raise ValueError("--frames-per-second goes with the window; headless play is as fast as it can be")
+    if frames_per_second is not None and not 0 < frames_per_second <= 1000:
+        raise ValueError(f"--frames-per-second must be above 0, and 1000 at most, got {frames_per_second}")
     if frames is not None and frames < 1:
         raise ValueError(f"--frames must be 1 or more, got {frames}")
     if size < 16:
@@ -99,7 +167,7 @@ def _run_headless(player: Player, script: Path | None, frames: int | None, save:
     from farworld.play.headless import open_video, play_script
     from farworld.play.script import Script, read_script
 
-    keys = read_script(script, player.world.config.vocabulary) if script else Script()
+    keys = read_script(script, player.vocabulary) if script else Script()
     num_frames = keys.num_frames if frames is None else frames
     if num_frames < 1:
         raise ValueError(f"the script {script} is empty; give it a line such as: up x10, or say --frames N")
@@ -107,26 +175,32 @@ def _run_headless(player: Player, script: Path | None, frames: int | None, save:
         play_script(player, keys, num_frames, video)
 
 
-def _run_window(player: Player, size: int, save: Path | None) -> None:
+def _run_window(player: Player, size: int, frames_per_second: float | None, save: Path | None) -> None:
     from farworld.play.headless import open_video
     from farworld.play.window import Window
 
-    with open_video(save, player) as video, Window(player, size=size, video=video) as window:
+    with (
+        open_video(save, player) as video,
+        Window(player, size=size, frames_per_second=frames_per_second, video=video) as window,
+    ):
         window.run()
 
 
-def _report(player: Player, seed: int, save: Path | None, seconds: float) -> dict[str, Any]:
-    frames = player.action_counts.total() + player.held_still
+def _report(player: Player, save: Path | None, seconds: float) -> dict[str, Any]:
     return {
-        "ckpt": player.world.path,
-        "frames": frames,
+        **player.report(),
+        "frames": player.num_ticks,
         "seconds": round(seconds, 3),
-        "fps": round(frames / seconds, 2),
-        "actions": {name: player.action_counts[name] for name in player.world.config.vocabulary.names},
+        "fps": round(player.num_ticks / seconds, 2),
+        "actions": {name: player.action_counts[name] for name in player.vocabulary.names},
         "held_still": player.held_still,
         "save": save,
-        "seed": seed,
-        "start": player.start,
-        "steps": player.rollout.num_steps,
-        "context_frames": player.rollout.context_frames,
     }
+
+
+def _describe_recording(recorded: str, directory: Path, last_index: int | None) -> str:
+    """What was written, and how to look at it."""
+    if last_index is None:
+        return f"nothing was done, and so nothing recorded -> {directory}"
+    look = shlex.join(["farworld", "data", "view", str(directory), "last.mp4", "--episode", str(last_index)])
+    return f"{recorded} -> {directory}; the last one: {look}"

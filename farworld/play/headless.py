@@ -22,7 +22,7 @@ def open_video(path: Path | None, player: Player) -> Iterator[VideoWriter | None
     height, width = player.frame.shape[:2]
     scale = -(-MIN_VIDEO_SIDE // min(height, width))
     scale += scale % 2 * (height % 2 | width % 2)  # H.264 wants even sides
-    with VideoWriter(path, player.world.config.frames_per_second, height, width, scale=scale) as video:
+    with VideoWriter(path, player.frames_per_second, height, width, scale=scale) as video:
         yield video
 
 
@@ -30,9 +30,6 @@ def play_script(player: Player, script: Script, num_frames: int, video: VideoWri
     """Show this many frames; where the script presses nothing and the world has no idle action, it holds still."""
     for entry in script.per_frame(num_frames):
         player.keys.hold(entry.keys)
-        if entry.action is None:
-            player.tick()
-        else:
-            player.step(entry.action)
+        player.tick(entry.action)
         if video:
             video.write(player.frame)

@@ -13,6 +13,7 @@ FAINT = (128, 132, 142)
 ACCENT = (255, 196, 84)
 WARNING = (255, 118, 96)
 KEY = (44, 47, 55)
+RECORDING = (235, 64, 52)
 BAR_HEIGHT = 56  # pixels
 MARGIN = 10
 KEY_SIDE = 20
@@ -28,14 +29,24 @@ _ARROWS = {  # corners of a triangle in a unit square
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """The bar's figures; fps and frame_ms are None until they are measured."""
+    """What the bar says.
+
+    Attributes:
+        fps: frames shown a second; None until it is measured.
+        target_fps: how many it should be.
+        frame_ms: what a frame takes; None until it is measured.
+        num_frames: since the start.
+        figures: more of them.
+        recorded: what is stored so far, shown beside a red dot; empty where nothing is recorded.
+        action: what produced the frame.
+    """
 
     fps: float | None
     target_fps: float
     frame_ms: float | None
     num_frames: int
-    context_in_use: int
-    context_frames: int
+    figures: tuple[str, ...] = ()
+    recorded: str = ""
     action: str
 
 
@@ -68,15 +79,28 @@ class Hud:
             (f"{'-' if status.fps is None else f'{status.fps:.1f}'} fps", "888.8 fps", WARNING if slow else TEXT),
             (f"{'-' if status.frame_ms is None else f'{status.frame_ms:.0f}'} ms", "8888 ms", TEXT),
             (f"frame {status.num_frames}", "frame 88888", TEXT),
-            (f"context {status.context_in_use}/{status.context_frames}", "context 888/888", TEXT),
+            *((text, text, TEXT) for text in status.figures),
         )
         left = MARGIN
+        if status.recorded:
+            left = self._draw_recorded(screen, status.recorded, left, top, right)
         for text, widest, colour in figures:
             drawn = self._font.render(text, True, colour)
             if left + drawn.get_width() > right:
                 return
             screen.blit(drawn, (left, top))
             left += max(drawn.get_width(), self._font.size(widest)[0]) + MARGIN
+
+    def _draw_recorded(self, screen: pygame.Surface, recorded: str, left: int, top: int, right: int) -> int:
+        """A red dot, and what is stored if it fits; where the next figure begins."""
+        drawn = self._font.render(f"{recorded} stored", True, TEXT)
+        radius = 6
+        pygame.draw.circle(screen, RECORDING, (left + radius, top + drawn.get_height() // 2 - 1), radius)
+        left += 2 * radius + GAP
+        if left + drawn.get_width() > right:
+            return left
+        screen.blit(drawn, (left, top))
+        return left + drawn.get_width() + 2 * MARGIN
 
     def _draw_key(self, screen: pygame.Surface, key: str, left: int, top: int, lit: bool, right: int) -> int:
         """One key cap, unless it does not fit; where the next one begins."""

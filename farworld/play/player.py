@@ -1,31 +1,142 @@
-"""A world that is being played: keys in, frames out, no window."""
+"""What is played under the keys, and the learned world as one kind of it: keys in, frames out, no window."""
 
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from farworld.checkpoint import World, load_world
-from farworld.device import choose_device
+from farworld.actions import ActionVocabulary
 from farworld.play.keys import Keys
-from farworld.rollout import Rollout
+
+if TYPE_CHECKING:  # they import torch, which a real environment does not need
+    from farworld.checkpoint import World
+    from farworld.rollout import Rollout
 
 
-class Player:
-    """One stream of a world under the keys.
+class Player(ABC):
+    """One stream of frames under the keys; use as a context manager, or close it.
 
     `frame` is on the screen; the keys that are pressed while it is there decide the next one.
 
     Attributes:
+        name: of what is played.
+        vocabulary: the actions and their keys.
+        frames_per_second: the pace that it is meant to be seen at.
         frame: (H, W, 3), uint8.
         keys: what is pressed.
         action: index of the action that produced the frame, or None at the start and while the world holds still.
-        num_frames: frames generated since the start.
+        num_frames: frames produced since the start.
+        news: what has happened with this frame, in words; mostly nothing.
+        num_ticks: frames shown, over all starts, those of holding still included.
         action_counts: how often each action was taken, by name, over all starts.
         held_still: ticks without a step, over all starts.
     """
+
+    def __init__(self, *, name: str, vocabulary: ActionVocabulary, frames_per_second: float) -> None:
+        """Show the start; a subclass makes itself ready for it first."""
+        self.name = name
+        self.vocabulary = vocabulary
+        self.frames_per_second = frames_per_second
+        self.keys = Keys(vocabulary)
+        self.action_counts: Counter[str] = Counter()
+        self.held_still = 0
+        self.num_ticks = 0
+        self._begin("")
+
+    def __enter__(self) -> Player:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @abstractmethod
+    def _first_frame(self) -> np.ndarray:
+        """Begin at the current start."""
+
+    @abstractmethod
+    def _next_frame(self, action: int) -> np.ndarray:
+        """Take an action."""
+
+    @abstractmethod
+    def _choose_next_start(self) -> str:
+        """Let another start be the current one; its name."""
+
+    @abstractmethod
+    def report(self) -> dict[str, Any]:
+        """What was played and with which settings, JSON-ready."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what it holds, and finish what it writes."""
+
+    @property
+    def ended(self) -> str:
+        """How the episode has ended; empty while it goes on. After an end the next tick begins another."""
+        return ""
+
+    @property
+    def recorded(self) -> str:
+        """What is recorded so far, for the bar; empty where nothing is."""
+        return ""
+
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """More figures for the bar."""
+        return ()
+
+    @property
+    def action_name(self) -> str:
+        """What produced the frame, in words."""
+        if self.action is not None:
+            return self.vocabulary.names[self.action]
+        return "holding still" if self.num_frames else "start"
+
+    def reset(self) -> None:
+        """Go back to the beginning: same start, same seed, and so the same frames for the same keys."""
+        self._begin("from the start")
+
+    def next_start(self) -> None:
+        """Begin at the next start."""
+        self._begin(self._choose_next_start())
+
+    def _begin(self, news: str) -> None:
+        self.frame = self._first_frame()
+        self.action: int | None = None
+        self.num_frames = 0
+        self.news = news
+        self.keys.forget_taps()
+
+    def tick(self, action: int | None = None) -> bool:
+        """Show the next frame: of this action, else as the keys want it.
+
+        Returns:
+            False if nothing is pressed and the world holds still.
+        """
+        self.num_ticks += 1
+        self.news = ""
+        if self.ended:
+            ended = self.ended
+            self.next_start()
+            self.news = f"{ended}: {self.news}"
+            return True
+        if action is None:
+            action = self.keys.take_action()
+        self.action = action
+        if action is None:
+            self.held_still += 1
+            return False
+        self.frame = self._next_frame(action)
+        self.num_frames += 1
+        self.action_counts[self.vocabulary.names[action]] += 1
+        return True
+
+
+class WorldPlayer(Player):
+    """A learned world under the keys."""
 
     def __init__(self, world: World, rollout: Rollout, *, seed: int = 0, start: int = 0) -> None:
         """Show a start context.
@@ -47,48 +158,38 @@ class Player:
         self.rollout = rollout
         self.seed = seed
         self.start = start
-        self.keys = Keys(world.config.vocabulary)
-        self.action_counts: Counter[str] = Counter()
-        self.held_still = 0
-        self.reset()
+        config = world.config
+        super().__init__(name=config.name, vocabulary=config.vocabulary, frames_per_second=config.frames_per_second)
 
-    @property
-    def action_name(self) -> str:
-        """What produced the frame, in words."""
-        if self.action is not None:
-            return self.world.config.vocabulary.names[self.action]
-        return "holding still" if self.num_frames else "start"
-
-    def reset(self) -> None:
-        """Go back to the beginning: same start, same seed, and so the same frames for the same keys."""
+    def _first_frame(self) -> np.ndarray:
         context = self.world.contexts[self.start]
         self.rollout.prime(context.frames[None], context.actions[None], seed=self.seed)
-        self.frame: np.ndarray = context.frames[-1]
-        self.action: int | None = None
-        self.num_frames = 0
-        self.keys.forget_taps()
+        return context.frames[-1]
 
-    def next_start(self) -> None:
-        """Begin at the next start context."""
+    def _next_frame(self, action: int) -> np.ndarray:
+        return self.rollout.step(action)[0]
+
+    def _choose_next_start(self) -> str:
         self.start = (self.start + 1) % len(self.world.contexts)
-        self.reset()
+        return f"start {self.start + 1} of {len(self.world.contexts)}"
 
-    def tick(self) -> bool:
-        """Show the next frame as the keys want it; False if nothing is pressed and the world holds still."""
-        action = self.keys.take_action()
-        if action is None:
-            self.action = None
-            self.held_still += 1
-            return False
-        self.step(action)
-        return True
+    @property
+    def figures(self) -> tuple[str, ...]:
+        """How much of the past the next frame sees."""
+        return (f"context {self.rollout.context_in_use}/{self.rollout.context_frames}",)
 
-    def step(self, action: int) -> None:
-        """Take one action of the vocabulary."""
-        self.frame = self.rollout.step(action)[0]
-        self.action = action
-        self.num_frames += 1
-        self.action_counts[self.world.config.vocabulary.names[action]] += 1
+    def report(self) -> dict[str, Any]:
+        """The world and the settings of its rollout."""
+        return {
+            "ckpt": self.world.path,
+            "seed": self.seed,
+            "start": self.start,
+            "steps": self.rollout.num_steps,
+            "context_frames": self.rollout.context_frames,
+        }
+
+    def close(self) -> None:
+        """Nothing to do: world and rollout are the caller's."""
 
 
 def open_player(
@@ -99,7 +200,7 @@ def open_player(
     num_steps: int | None = None,
     context_frames: int | None = None,
     device: str = "auto",
-) -> Player:
+) -> WorldPlayer:
     """Load a world and put it at a start context.
 
     Args:
@@ -111,8 +212,12 @@ def open_player(
         device: auto, cpu, cuda or mps.
 
     Raises:
-        ValueError, FileNotFoundError: see `load_world`, `Rollout` and `Player`.
+        ValueError, FileNotFoundError: see `load_world`, `Rollout` and `WorldPlayer`.
     """
+    from farworld.checkpoint import load_world
+    from farworld.device import choose_device
+    from farworld.rollout import Rollout
+
     world = load_world(checkpoint, device=choose_device(device))
     rollout = Rollout(world.model, num_steps=num_steps, context_frames=context_frames)
-    return Player(world, rollout, seed=seed, start=start)
+    return WorldPlayer(world, rollout, seed=seed, start=start)

@@ -54,12 +54,20 @@ class Window:
     are read right before a step, so that from a key to its picture it takes one step and no frame more.
     """
 
-    def __init__(self, player: Player, *, size: int = 640, video: VideoWriter | None = None) -> None:
+    def __init__(
+        self,
+        player: Player,
+        *,
+        size: int = 640,
+        frames_per_second: float | None = None,
+        video: VideoWriter | None = None,
+    ) -> None:
         """Open it.
 
         Args:
             player: what is played.
             size: the picture's shorter side in pixels, rounded down to a whole number of its own.
+            frames_per_second: the pace; None is the player's own.
             video: takes every frame that is shown, if given.
 
         Raises:
@@ -67,6 +75,7 @@ class Window:
         """
         require_display()
         self.player = player
+        self.frames_per_second = frames_per_second or player.frames_per_second
         self.video = video
         self.running = True
         self.paused = False
@@ -76,17 +85,15 @@ class Window:
         self._message, self._message_until = "", 0.0
         self._shown: deque[tuple[float, float]] = deque()  # when a frame was shown, and what it took in ms
         self._commands = self._free_commands()
-        config = player.world.config
-        scale = max(1, size // min(config.frame_height, config.frame_width))
+        height, width = player.frame.shape[:2]
+        scale = max(1, size // min(height, width))
         pygame.font.init()
         self._hud = Hud()
         try:
-            self._screen = pygame.display.set_mode(
-                (config.frame_width * scale, config.frame_height * scale + BAR_HEIGHT), pygame.RESIZABLE
-            )
+            self._screen = pygame.display.set_mode((width * scale, height * scale + BAR_HEIGHT), pygame.RESIZABLE)
         except pygame.error as error:
             raise ValueError(f"no display ({error}); {NO_DISPLAY}") from error
-        pygame.display.set_caption(f"farworld - {config.name} (F1: keys)")
+        pygame.display.set_caption(f"farworld - {player.name} (F1: keys)")
         pygame.display.set_icon(self._picture(32, 32))
 
     def __enter__(self) -> Window:
@@ -116,7 +123,7 @@ class Window:
 
     def run(self) -> None:
         """Play until somebody quits."""
-        period = 1.0 / self.player.world.config.frames_per_second
+        period = 1.0 / self.frames_per_second
         self.draw()
         deadline = time.perf_counter() + period
         while self._wait_until(deadline):
@@ -144,6 +151,8 @@ class Window:
         """Step as the keys want it, and show the result."""
         began = time.perf_counter()
         self.player.tick()
+        if self.player.news:
+            self._say(self.player.news)
         self.draw()
         now = time.perf_counter()
         self._shown.append((now, (now - began) * 1000))
@@ -166,13 +175,13 @@ class Window:
         screen.blit(self._picture(area.width, area.height), area)
         if self.show_help:
             page = pygame.Rect(0, 0, screen.get_width(), max(0, room))
-            self._hud.draw_help(screen, f"{player.world.config.name}: keys", self._help_rows(), page)
+            self._hud.draw_help(screen, f"{player.name}: keys", self._help_rows(), page)
         elif self.paused:
             self._hud.draw_message(screen, "paused (N: one step)" if "n" in self._commands else "paused", area)
         elif self._message:
             self._hud.draw_message(screen, self._message, area)
         if self.show_hud:
-            lit = () if player.action is None else player.world.config.vocabulary.actions[player.action].keys
+            lit = () if player.action is None else player.vocabulary.actions[player.action].keys
             self._hud.draw_bar(screen, self._status(), player.keys.known, lit)
         pygame.display.flip()
         self._redraw = False
@@ -188,11 +197,11 @@ class Window:
         player = self.player
         return Status(
             fps=(len(self._shown) - 1) / (self._shown[-1][0] - self._shown[0][0]) if measured else None,
-            target_fps=player.world.config.frames_per_second,
+            target_fps=self.frames_per_second,
             frame_ms=statistics.median(ms for _, ms in self._shown) if measured else None,
             num_frames=player.num_frames,
-            context_in_use=player.rollout.context_in_use,
-            context_frames=player.rollout.context_frames,
+            figures=player.figures,
+            recorded=player.recorded,
             action=player.action_name,
         )
 
@@ -209,7 +218,7 @@ class Window:
         }
         rows = [
             (" + ".join(action.keys) or "no key", action.name.replace("_", " "))
-            for action in self.player.world.config.vocabulary.actions
+            for action in self.player.vocabulary.actions
         ]
         rows.append(("", ""))
         for command, meaning in meanings.items():
@@ -260,12 +269,12 @@ class Window:
     def _reset(self) -> None:
         self.player.reset()
         self._shown.clear()
-        self._say("from the start")
+        self._say(self.player.news)
 
     def _next_start(self) -> None:
         self.player.next_start()
         self._shown.clear()
-        self._say(f"start {self.player.start + 1} of {len(self.player.world.contexts)}")
+        self._say(self.player.news)
 
     def _toggle_hud(self) -> None:
         self.show_hud = not self.show_hud
