@@ -36,6 +36,7 @@ class Snapshot:
     fine_end: int
     coarse_end: int
     seed: int
+    layout: str
 
 
 class Rollout:
@@ -70,8 +71,8 @@ class Rollout:
             timesteps: flow times from 1 to 0, one step between each two; None is evenly spaced, in num_steps.
 
         Raises:
-            ValueError: num_steps below 1, a context shorter than the short-term window, negative guidance, an unknown
-                layout, or a model that isn't causal.
+            ValueError: num_steps below 1, timesteps that don't fall from 1 to 0 or beside num_steps, a context
+                shorter than the short-term window, negative guidance, an unknown layout, or a model that isn't causal.
         """
         config = world.config.model
         window = config.short_term_frames if config.context_patch_size else 1
@@ -94,7 +95,12 @@ class Rollout:
         self.layout = layout
         if timesteps is None:
             timesteps = flow.euler_timesteps(world.config.num_steps if num_steps is None else num_steps)
+        elif num_steps is not None:
+            raise ValueError("give num_steps or timesteps, not both")
         self.timesteps = list(timesteps)
+        falls = all(then < now for now, then in zip(self.timesteps, self.timesteps[1:], strict=False))
+        if len(self.timesteps) < 2 or (self.timesteps[0], self.timesteps[-1]) != (1.0, 0.0) or not falls:
+            raise ValueError(f"timesteps must fall from 1 to 0, got {self.timesteps}")
         self._rewrites_window = layout == "anchored" and config.context_patch_size is not None
         self.seed = 0
         self.frame_index = EMPTY  # of the newest frame; EMPTY before the first
@@ -222,10 +228,21 @@ class Rollout:
         return Snapshot(
             cache.keys.clone(), cache.values.clone(), cache.frame_of_slot.clone(),
             tuple(self._latents), tuple(self._actions), self.frame_index, self._fine_end, self._coarse_end, self.seed,
+            self.layout,
         )  # fmt: skip
 
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of this rollout, or of one of the same sizes."""
+        """Go back to a snapshot of this rollout, or of one made alike.
+
+        Raises:
+            ValueError: another layout, batch size, context or use of guidance.
+        """
+        mine, theirs = (self.layout, self._cache.keys.shape), (snapshot.layout, snapshot.keys.shape)
+        if mine != theirs:
+            raise ValueError(
+                f"a snapshot fits rollouts of its own layout and sizes: expected {mine[0]} {tuple(mine[1])}, "
+                f"got {theirs[0]} {tuple(theirs[1])}"
+            )
         self._cache.keys.copy_(snapshot.keys)
         self._cache.values.copy_(snapshot.values)
         self._cache.frame_of_slot.copy_(snapshot.frame_of_slot)

@@ -347,7 +347,32 @@ def test_an_action_outside_the_vocabulary_is_an_error_that_names_the_range(world
         rollout.step(action)
 
 
+def test_a_snapshot_of_another_layout_or_size_is_refused(world):
+    frames, actions = clip(5, batch=1)
+    rollout = Rollout(world)
+    rollout.prime(frames, actions[:, :4])
+    for other in (Rollout(world, layout="anchored"), Rollout(world, context_frames=9), Rollout(world, batch_size=2)):
+        with pytest.raises(ValueError, match="its own layout and sizes"):
+            other.restore(rollout.snapshot())
+
+
+def test_priming_forgets_a_stream_that_went_wrong(world):
+    """Masked keys still count zero times, which a NaN survives."""
+    frames, actions = clip(5, batch=1)
+    rollout = Rollout(world)
+    rollout.prime_latents(torch.full((1, 5, 4, 4, 4), torch.nan), torch.zeros(1, 5, dtype=torch.int64))
+    rollout.step_latents(0)
+    rollout.prime(frames, actions[:, :4])
+    assert rollout.step_latents(0).isfinite().all()
+
+
 def test_misuse_is_said_in_one_line(world):
+    for timesteps in ([], [1.0], [0.5, 0.0], [1.0, 1.0, 0.0]):
+        with pytest.raises(ValueError, match="fall from 1 to 0"):
+            Rollout(world, timesteps=timesteps)
+    for wrong in ({"patch_size": 0}, {"context_patch_size": 0}, {"num_layers": 0}, {"num_actions": -1}):
+        with pytest.raises(ValueError, match=next(iter(wrong))):
+            dataclasses.replace(world.config.model, **wrong)
     with pytest.raises(ValueError, match="prime"):
         Rollout(world).step(0)
     with pytest.raises(ValueError, match="short-term window of 3"):

@@ -72,7 +72,7 @@ class Positions:
     def head_slopes(self, num_heads: int) -> Tensor:
         """(A,), or (1,) if all heads have the same."""
         if not self.slope_per_head:
-            return torch.tensor([self.slope])
+            return torch.tensor([float(self.slope)])
         return self.slope * 2.0 ** (-8 * torch.arange(1, num_heads + 1) / num_heads)
 
 
@@ -97,6 +97,12 @@ class FARConfig:
     causal: bool = True  # False: every frame sees every other, as in Video-DiT
 
     def __post_init__(self) -> None:
+        for name in ("latent_channels", "latent_height", "latent_width", "num_layers", "num_heads", "mlp_ratio",
+                     "patch_size", "context_patch_size", "short_term_frames"):  # fmt: skip
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_actions < 0:
+            raise ValueError(f"num_actions must not be negative (0 is unconditional), got {self.num_actions}")
         for name in ("patch_size", "context_patch_size"):
             patch = getattr(self, name)
             if patch and (self.latent_height % patch or self.latent_width % patch):
@@ -111,8 +117,6 @@ class FARConfig:
             raise ValueError("causal=False (Video-DiT) needs context_patch_size=None and copy_gate=False")
         if self.head_size % 16:
             raise ValueError(f"head_size must be a multiple of 16 for 3-D RoPE, got {self.head_size}")
-        if self.short_term_frames < 1:
-            raise ValueError(f"short_term_frames must be at least 1, got {self.short_term_frames}")
 
     @property
     def width(self) -> int:
@@ -565,6 +569,8 @@ class FAR(nn.Module):
             action = torch.zeros((noisy.shape[0], num_coarse + num_fine), dtype=torch.int64, device=noisy.device)
         num_frames = action.shape[1]
         needed = max(num_frames - num_fine, num_frames - config.window)
+        if num_coarse and config.context_patch_size is None:
+            raise ValueError("a model without a long-term stream takes no context; give all frames as fine ones")
         if num_fine > num_frames or needed > num_coarse:
             raise ValueError(
                 f"a clip of {num_frames} frames with {num_fine} fine ones needs between 1 and {num_frames} fine "

@@ -61,7 +61,8 @@ def official_timesteps(num_steps: int) -> list[float]:
     """
     if num_steps < 1:
         raise ValueError(f"the number of denoising steps must be at least 1, got {num_steps}")
-    return [*torch.linspace(1.0, 0.001, num_steps, dtype=torch.float64).tolist(), 0.0]
+    # In float32, as the official sampler has them: its timesteps are these, times 1000.
+    return [*torch.linspace(1.0, 0.001, num_steps, dtype=torch.float64).float().tolist(), 0.0]
 
 
 def timestep_of_draw(u: Tensor) -> Tensor:

@@ -74,6 +74,8 @@ class KVCache:
     def reset(self) -> None:
         """Forget everything; storage stays."""
         self.frame_of_slot.fill_(EMPTY)
+        self.keys.zero_()  # what is masked counts zero times, which would not forget a NaN
+        self.values.zero_()
 
     def key_frame(self) -> Tensor:
         """(S,), the frame of each key, EMPTY where there is none."""

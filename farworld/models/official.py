@@ -157,10 +157,16 @@ def recognise_far(
     """
     embedding = _matrix(official, "x_embedder.weight", 2, "FAR")
     width, channels = embedding.shape
+    if not channels or not width or width % HEAD_SIZE:
+        raise ValueError(
+            f"these are no official FAR weights: 'x_embedder.weight' must have a multiple of {HEAD_SIZE} rows and at "
+            f"least one column, found shape {tuple(embedding.shape)}"
+        )
     context_patch_size = None
     if "context_embedder.weight" in official:
         context_patch_size = round((_matrix(official, "context_embedder.weight", 2, "FAR").shape[1] / channels) ** 0.5)
-    table = official.get(f"{_condition(official)}_embedder.embedding_table.weight")
+    table_name = f"{_condition(official)}_embedder.embedding_table.weight"
+    table = _matrix(official, table_name, 2, "FAR") if table_name in official else None
     return FARConfig(
         latent_channels=channels,
         latent_height=latent_height,
@@ -188,8 +194,9 @@ def _matrix(official: Mapping[str, Tensor], name: str, ndim: int, kind: str) -> 
 
 
 def _count(names: Collection[str], pattern: str) -> int:
-    """One more than the largest number that the pattern finds at the start of a name."""
-    return max((int(match[1]) + 1 for name in names if (match := re.match(pattern, name))), default=0)
+    """One more than the largest number that the pattern finds at the start of a name, at most as many as names."""
+    highest = max((int(match[1]) + 1 for name in names if (match := re.match(pattern, name))), default=0)
+    return min(highest, len(names))  # a number out of all proportion is soon found to lack its tensors
 
 
 def _condition(official: Collection[str]) -> Condition:
@@ -440,6 +447,16 @@ def _stack(
     for name, shape in expected.items():
         if name not in official:
             raise ValueError(f"the official {kind} weights lack the tensor {name!r} of shape {shape}")
+        tensor = official[name]
+        if (
+            not tensor.is_floating_point()
+            and not name.endswith("num_batches_tracked")
+            or tensor.layout != torch.strided
+        ):
+            raise ValueError(
+                f"the official {kind} weights must have dense floating-point numbers in {name!r}, "
+                f"found {tensor.dtype}, {tensor.layout}"
+            )
         if tuple(official[name].shape) != shape:
             raise ValueError(
                 f"the official {kind} weights must have the tensor {name!r} in shape {shape}, "
