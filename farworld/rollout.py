@@ -138,6 +138,8 @@ class Rollout:
             ValueError: shapes, dtypes or actions out of range.
         """
         frames = torch.as_tensor(frames)
+        if frames.ndim < 2 or frames.shape[1] < 1:
+            raise ValueError(f"expected frames (B, F, H, W, 3) with F at least 1, got shape {tuple(frames.shape)}")
         latents = self.world.encode(frames)
         actions = self._check_actions(actions, (self.batch_size, frames.shape[1] - 1))
         null = torch.full((self.batch_size, 1), self.world.config.model.null_action, device=actions.device)
@@ -153,10 +155,14 @@ class Rollout:
             seed: of all noise to come.
 
         Raises:
-            ValueError: another number of streams.
+            ValueError: another number of streams, or not one action for each frame.
         """
         if latents.shape[0] != self.batch_size:
             raise ValueError(f"expected the frames of {self.batch_size} streams, got {latents.shape[0]}")
+        if produced_by.shape != latents.shape[:2]:
+            raise ValueError(
+                f"expected the actions that produced {tuple(latents.shape[:2])} frames, got {tuple(produced_by.shape)}"
+            )
         self._cache.reset()
         self._latents.clear()
         self._actions.clear()

@@ -375,6 +375,10 @@ def test_misuse_is_said_in_one_line(world):
             dataclasses.replace(world.config.model, **wrong)
     with pytest.raises(ValueError, match="prime"):
         Rollout(world).step(0)
+    with pytest.raises(ValueError, match="F at least 1"):
+        Rollout(world).prime(torch.zeros(1, 0, 16, 16, 3, dtype=torch.uint8), torch.zeros(1, 0, dtype=torch.int64))
+    with pytest.raises(ValueError, match="actions that produced"):
+        Rollout(world).prime_latents(torch.zeros(1, 3, 4, 4, 4), torch.zeros(1, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="short-term window of 3"):
         Rollout(world, context_frames=2)
     with pytest.raises(ValueError, match="at least 1"):

@@ -233,7 +233,7 @@ def _parse(name: str, text: str, current: object) -> object:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = None
-    if isinstance(current, float) and isinstance(value, int):
+    if isinstance(current, float) and type(value) is int:
         value = float(value)
     if isinstance(current, tuple) and isinstance(value, list):
         value = tuple(value)
