@@ -89,7 +89,7 @@ def flow_matching_loss(
     # The clip's first frame is the first of its stream: whatever produced it is not known.
     dropped[:, 0] = True
     actions = actions.masked_fill(dropped.to(device), null)
-    num_context = max(length - num_fine, length - model.config.short_term_frames)
+    num_context = max(length - num_fine, length - model.config.window)
     context = clean[:, :num_context] if num_context > 0 else None
     truth = shown = clean[:, length - num_fine :]
     if own_context_ratio and model.config.causal:
