@@ -39,10 +39,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from farworld.actions import Action, ActionVocabulary
-from farworld.bench import _commit
+from farworld.bench import commit_of_checkout
 from farworld.console import progress_bar
 from farworld.device import describe_hardware
 from farworld.models import flow
+from farworld.models.attention import rope_table, rotate
 from farworld.models.autoencoder import AutoencoderConfig
 from farworld.models.far import (
     CLEAN_LONG_TERM,
@@ -52,8 +53,6 @@ from farworld.models.far import (
     Block,
     FARConfig,
     StreamAttention,
-    rope_table,
-    rotate,
 )
 from farworld.rollout import Rollout
 from farworld.world_model import WorldConfig, WorldModel
@@ -490,7 +489,7 @@ def official_far(
         "measured": "transformer, all Euler steps; no decoder",
         "hardware": describe_hardware(world.device),
         "torch": torch.__version__,
-        "commit": _commit(),
+        "commit": commit_of_checkout(),
     }
     print_table(rows)
     print()

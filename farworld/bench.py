@@ -103,7 +103,7 @@ def summarise(player: WorldPlayer, frame_ms: np.ndarray) -> dict[str, Any]:
         "device": str(world.model.device),
         "hardware": describe_hardware(world.model.device),
         "torch": torch.__version__,
-        "commit": _commit(),
+        "commit": commit_of_checkout(),
     }
 
 
@@ -123,7 +123,7 @@ def _gpu_memory_mb(device: Any) -> int | None:
     return round(torch.cuda.max_memory_allocated(device) / 2**20) if device.type == "cuda" else None
 
 
-def _commit() -> str | None:
+def commit_of_checkout() -> str | None:
     """The checkout's commit, with a + if files differ from it; None when farworld runs from an installation."""
     import subprocess
 

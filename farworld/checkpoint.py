@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from farworld.actions import ActionVocabulary
 from farworld.models import official
+from farworld.models.attention import Positions
 from farworld.models.autoencoder import AutoencoderConfig
-from farworld.models.far import FARConfig, Positions, TimestepEmbedding
+from farworld.models.far import FARConfig, TimestepEmbedding
 from farworld.world_model import WorldConfig, WorldModel
 
 WORLD_FORMAT = "farworld-world"

@@ -104,7 +104,8 @@ class Rollout:
         self._rewrites_window = layout == "anchored" and config.context_patch_size is not None
         self.seed = 0
         self.frame_index = EMPTY  # of the newest frame; EMPTY before the first
-        self._branches = 1 if guidance_scale in (0.0, 1.0) else 2
+        # Without actions there is nothing to guide towards.
+        self._branches = 1 if guidance_scale in (0.0, 1.0) or not config.num_actions else 2
         self._cache = KVCache(
             config, batch_size=batch_size * self._branches, context_frames=context_frames, device=world.device
         )

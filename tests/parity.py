@@ -36,20 +36,9 @@ from torch import Tensor
 
 from farworld.actions import Action, ActionVocabulary
 from farworld.models import flow, official
+from farworld.models.attention import QKV, ClipAttention, Positions, rope_table, rotate
 from farworld.models.autoencoder import Autoencoder, AutoencoderConfig
-from farworld.models.far import (
-    CLEAN_SHORT_TERM,
-    FAR,
-    QKV,
-    TIMESTEP_SCALE,
-    ClipAttention,
-    FARConfig,
-    Positions,
-    TimestepEmbedding,
-    _patchify,
-    rope_table,
-    rotate,
-)
+from farworld.models.far import CLEAN_SHORT_TERM, FAR, TIMESTEP_SCALE, FARConfig, TimestepEmbedding, patchify
 from farworld.rollout import Rollout
 from farworld.train.world import velocity_loss
 from farworld.world_model import WorldConfig, WorldModel
@@ -460,7 +449,7 @@ def check_primitives(case: Case) -> Iterator[Comparison]:
     yield from _check_timestep_embedding(case)
     yield from _check_positions(case)
     for match, packed in case.matching(r"packed_p(\d+)").items():
-        yield compare(match[0], _patchify(case["pack_input"], int(match[1])).flatten(1, 2), packed, EXACT)
+        yield compare(match[0], patchify(case["pack_input"], int(match[1])).flatten(1, 2), packed, EXACT)
     for match, mask in case.matching(r"mask_slope(\d+)p(\d+)").items():
         yield _check_mask(match[0], float(f"{match[1]}.{match[2]}"), case.info["tensors"][match[0]]["meaning"], mask)
 

@@ -9,19 +9,9 @@ import torch.nn.functional as F
 
 from farworld.actions import Action, ActionVocabulary
 from farworld.models import flow
+from farworld.models.attention import QKV, ClipAttention, Positions, rope_table, rotate, visible
 from farworld.models.autoencoder import AutoencoderConfig
-from farworld.models.far import (
-    CLEAN_SHORT_TERM,
-    FAR,
-    QKV,
-    TIMESTEP_SCALE,
-    ClipAttention,
-    FARConfig,
-    Positions,
-    rope_table,
-    rotate,
-    visible,
-)
+from farworld.models.far import CLEAN_SHORT_TERM, FAR, TIMESTEP_SCALE, FARConfig
 from farworld.models.kv_cache import KVCache
 from farworld.rollout import Rollout, denoise_clip
 from farworld.world_model import WorldConfig, WorldModel

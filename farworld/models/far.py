@@ -4,7 +4,7 @@
   (not causal, with one timestep for all, it is the Video-DiT that the paper compares with);
 - long short-term context: recent frames as fine tokens, all before them as few coarse tokens with their own
   attention projections;
-- one definition of what a token sees (`visible`), for whole clips and for the cache;
+- one definition of what a token sees, for whole clips and for the cache (`farworld.models.attention`);
 - conditioned on the action that *produced* each frame, with a null action for the first frame and for guidance;
   a class label is an action that stays the same, and without either the model is unconditional;
 - adaLN modulation computed once per frame, 3-D rotary positions absolute in the stream;
@@ -20,60 +20,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from farworld.models.attention import QKV, Attend, ClipAttention, Positions, full_attention, rope_table, rotate
+
 # Marks of clean frames, on the timestep embedding's 0–1000 scale (flow time is 0–1).
 CLEAN_SHORT_TERM = -1.0
 CLEAN_LONG_TERM = -2.0
 TIMESTEP_SCALE = 1000.0
-ROPE_THETA = 10000.0
 TIMESTEP_FEATURES = 256
 UNBOUNDED = 1 << 40  # frames
 COPY_TIMESTEP_MIN = 0.2  # flow time; the velocity towards another frame grows as 1 / t
 COPY_STRETCH = 0.1
 COPY_BIAS = -2.0  # of the copy gate's logits at the start: copy little, until it is learned where
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Positions:
-    """How attention knows the distance in time of two frames; rows and columns always rotate.
-
-    The default is plain RoPE, which extrapolates beyond the trained length. Paper: FAR, Sec. 3.2 and Fig. 6.
-    """
-
-    frame_scale: float = 1.0  # of the frame index that rotates; 0 does not rotate by time at all
-    slope: float = 0.0  # taken off an attention logit for each frame of distance
-    slope_per_head: bool = False  # head h of A has slope · 2^(−8 (h + 1) / A)
-
-    def __post_init__(self) -> None:
-        if self.frame_scale < 0 or self.slope < 0:
-            raise ValueError(f"frame_scale and slope must not be negative, got {self.frame_scale} and {self.slope}")
-
-    @classmethod
-    def flex_rope(cls, slope: float) -> Positions:
-        """FlexRoPE: rotation plus one linear decay, the same for all heads."""
-        return cls(slope=slope)
-
-    @classmethod
-    def interpolated(cls, *, trained_frames: int, num_frames: int) -> Positions:
-        """Position interpolation (arXiv:2306.15595): num_frames are squeezed into the range of the trained ones."""
-        return cls(frame_scale=min(1.0, trained_frames / num_frames))
-
-    @classmethod
-    def alibi(cls) -> Positions:
-        """ALiBi (arXiv:2108.12409) in time: no rotation by frame, a linear decay that differs from head to head."""
-        return cls(frame_scale=0.0, slope=1.0, slope_per_head=True)
-
-    def head_slopes(self, num_heads: int) -> Tensor:
-        """(A,), or (1,) if all heads have the same."""
-        if not self.slope_per_head:
-            return torch.tensor([float(self.slope)])
-        return self.slope * 2.0 ** (-8 * torch.arange(1, num_heads + 1) / num_heads)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,68 +107,6 @@ class FARConfig:
         return self.latent_height * self.latent_width // self.context_patch_size**2 if self.context_patch_size else 0
 
 
-def visible(query_frame: Tensor, key_frame: Tensor, key_is_fine: Tensor, *, window: int, first_fine: int) -> Tensor:
-    """What a fine token sees: recent frames by their fine tokens, all earlier ones by their coarse tokens.
-
-    A fine query of frame s sees fine keys of frames start … s and coarse keys of frames before start, with
-    start = max(first_fine, s − window + 1). With at most `window` fine frames this is the anchored layout of
-    the paper (Sec. 3.3); with more it slides along the clip, so that frames can be appended one by one and
-    keys never change. Key frames below 0 are empty cache slots.
-
-    Args:
-        query_frame: (Q,), int64, frame of each query.
-        key_frame: (S,), int64, frame of each key.
-        key_is_fine: (S,), bool.
-        window: fine frames that a query sees, its own included.
-        first_fine: the first frame that has fine tokens.
-
-    Returns:
-        (Q, S), bool.
-    """
-    query = query_frame[:, None]
-    start = (query - window + 1).clamp(min=first_fine)
-    fine = (key_frame >= start) & (key_frame <= query)
-    coarse = (key_frame < start) & (key_frame >= 0)
-    return torch.where(key_is_fine, fine, coarse)
-
-
-def visible_coarse(query_frame: Tensor, key_frame: Tensor) -> Tensor:
-    """What a coarse token sees: coarse tokens of its own and earlier frames; (Q, S), bool."""
-    return (key_frame <= query_frame[:, None]) & (key_frame >= 0)
-
-
-def attention_mask(
-    seen: Tensor, query_frame: Tensor, key_frame: Tensor, positions: Positions, num_heads: int, dtype: torch.dtype
-) -> Tensor:
-    """What attention adds or masks.
-
-    Args:
-        seen: (Q, S), bool, see `visible`.
-        query_frame: (Q,), int64.
-        key_frame: (S,), int64.
-        positions: for the decay with distance.
-        num_heads: A.
-        dtype: of the queries.
-
-    Returns:
-        (1, 1, Q, S), bool; or with a slope (1, 1 or A, Q, S), to be added to the logits.
-    """
-    if not positions.slope:
-        return seen[None, None]
-    slopes = positions.head_slopes(num_heads).to(seen.device)[:, None, None]
-    decay = slopes * (key_frame - query_frame[:, None])
-    return decay.masked_fill(~seen, -torch.inf).to(dtype)[None]
-
-
-@dataclass(frozen=True, slots=True)
-class QKV:
-    """Queries, keys and values of one stream, each (B, A, N, K), queries and keys rotated."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-
-
 @dataclass(frozen=True, slots=True)
 class Frames:
     """Some frames of a stream, as they enter the transformer."""
@@ -231,133 +132,6 @@ class Stream:
     def moved(self, by: Tensor) -> Stream:
         """The stream with something added to its tokens."""
         return Stream(self.tokens + by, self.condition, self.rope)
-
-
-class Attend(Protocol):
-    """How the blocks attend: over a whole clip, or through a cache."""
-
-    def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
-        """Attention outputs (B, A, N, K) of the fine and the coarse queries; the former may be the last ones only."""
-
-
-class ClipAttention:
-    """Attention over a whole clip without a cache.
-
-    The band of fine keys is narrow, so queries go in groups of frames, each against the keys that some query
-    of the group can see; the result is that of one dense mask.
-    """
-
-    def __init__(
-        self,
-        *,
-        window: int,
-        fine_frame: Tensor,
-        coarse_frame: Tensor,
-        positions: Positions,
-        num_heads: int,
-        dtype: torch.dtype,
-    ) -> None:
-        """Prepare masks.
-
-        Args:
-            window: see `visible`.
-            fine_frame: (N,), the ascending frames of the fine tokens.
-            coarse_frame: (M,), the ascending frames of the coarse tokens.
-            positions: see `attention_mask`, also for `num_heads` and `dtype`.
-            num_heads: A.
-            dtype: of the queries.
-        """
-        first_fine = int(fine_frame[0])
-        group_frames = max(1, window // 2)  # larger groups waste work on masked pairs, smaller ones on calls
-
-        def mask_of(seen: Tensor, query_frame: Tensor, key_frame: Tensor) -> Tensor:
-            return attention_mask(seen, query_frame, key_frame, positions, num_heads, dtype)
-
-        self.coarse_mask = mask_of(visible_coarse(coarse_frame, coarse_frame), coarse_frame, coarse_frame)
-        self.groups: list[tuple[slice, slice, slice, Tensor]] = []
-        for low in range(first_fine, int(fine_frame[-1]) + 1, group_frames):
-            queries = _span(fine_frame, low, low + group_frames)
-            fine_keys = _span(fine_frame, max(first_fine, low - window + 1), low + group_frames)
-            coarse_keys = _span(coarse_frame, 0, max(first_fine, low + group_frames - window))
-            key_frame = torch.cat([coarse_frame[coarse_keys], fine_frame[fine_keys]])
-            is_fine = torch.arange(len(key_frame), device=key_frame.device) >= coarse_keys.stop
-            seen = visible(fine_frame[queries], key_frame, is_fine, window=window, first_fine=first_fine)
-            self.groups.append((queries, fine_keys, coarse_keys, mask_of(seen, fine_frame[queries], key_frame)))
-
-    def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
-        """Attention of both streams; see `Attend`."""
-        outputs = []
-        for queries, fine_keys, coarse_keys, mask in self.groups:
-            k, v = fine.k[:, :, fine_keys], fine.v[:, :, fine_keys]
-            if coarse is not None:
-                k = torch.cat([coarse.k[:, :, coarse_keys], k], dim=2)
-                v = torch.cat([coarse.v[:, :, coarse_keys], v], dim=2)
-            outputs.append(F.scaled_dot_product_attention(fine.q[:, :, queries], k, v, attn_mask=mask))
-        coarse_out = None
-        if coarse is not None:
-            coarse_out = F.scaled_dot_product_attention(coarse.q, coarse.k, coarse.v, attn_mask=self.coarse_mask)
-        return torch.cat(outputs, dim=2), coarse_out
-
-
-def full_attention(layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
-    """Attention of every frame to every frame, as in Video-DiT; see `Attend`."""
-    return F.scaled_dot_product_attention(fine.q, fine.k, fine.v), None
-
-
-def _span(frames: Tensor, low: int, high: int) -> slice:
-    """The slice of an ascending frame tensor with low ≤ frame < high."""
-    return slice(int((frames < low).sum()), int((frames < high).sum()))
-
-
-def rope_table(
-    frame: Tensor,
-    rows: int,
-    columns: int,
-    stride: int,
-    head_size: int,
-    *,
-    frame_scale: float = 1.0,
-    dtype: torch.dtype = torch.float32,
-) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of 3-D rotary positions.
-
-    A quarter of the head turns with the frame, the rest equally with row and column (16, 24, 24 of 64).
-    Angles are computed in float64, so that a stream may run for millions of frames.
-
-    Args:
-        frame: (F,), absolute frame index.
-        rows: tokens of a frame from top to bottom.
-        columns: tokens of a frame from left to right.
-        stride: distance of neighbouring tokens in fine tokens.
-        head_size: K.
-        frame_scale: see `Positions`.
-        dtype: of the result.
-
-    Returns:
-        Two tensors (F · rows · columns, K / 2).
-    """
-    axis_sizes = (head_size // 4, head_size * 3 // 8, head_size * 3 // 8)
-    # On the CPU: not every accelerator knows float64.
-    positions = torch.cartesian_prod(
-        frame.cpu().double() * frame_scale,
-        torch.arange(rows).double() * stride,
-        torch.arange(columns).double() * stride,
-    )
-    angles = torch.cat(
-        [
-            position[:, None] * ROPE_THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-            for position, size in zip(positions.unbind(-1), axis_sizes, strict=True)
-        ],
-        dim=-1,
-    )
-    return angles.cos().to(dtype).to(frame.device), angles.sin().to(dtype).to(frame.device)
-
-
-def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate neighbouring channel pairs of (B, A, N, K) by the angles of `rope_table`."""
-    cos, sin = rope
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)
 
 
 class TimestepEmbedding(nn.Module):
@@ -647,7 +421,7 @@ class FAR(nn.Module):
             condition = condition + self.action_embedding(frames.action)
         stride, frame_scale = patch // config.patch_size, config.positions.frame_scale
         return Stream(
-            embedding(_patchify(frames.latents, patch)),
+            embedding(patchify(frames.latents, patch)),
             F.silu(condition),
             rope_table(frames.index, rows, columns, stride, config.head_size, frame_scale=frame_scale),
         )
@@ -658,12 +432,12 @@ def clean_coarse(latents: Tensor, action: Tensor, index: Tensor) -> Frames:
     return Frames(latents, torch.full((1, 1), CLEAN_LONG_TERM, device=latents.device), action, index)
 
 
-def _patchify(latents: Tensor, patch: int) -> Tensor:
+def patchify(latents: Tensor, patch: int) -> Tensor:
     """(B, F, C, H, W) to one token per patch, (B, F, P, C · patch²), channels slowest."""
     return rearrange(latents, "b f c (h i) (w j) -> b f (h w) (c i j)", i=patch, j=patch)
 
 
 def _unpatchify(tokens: Tensor, config: FARConfig, patch: int) -> Tensor:
-    """The inverse of `_patchify`, with any number of channels."""
+    """The inverse of `patchify`, with any number of channels."""
     rows = config.latent_height // patch
     return rearrange(tokens, "b f (h w) (c i j) -> b f c (h i) (w j)", h=rows, i=patch, j=patch)

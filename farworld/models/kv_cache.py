@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from farworld.models.far import QKV, FARConfig, attention_mask, visible, visible_coarse
+from farworld.models.attention import QKV, attention_mask, visible, visible_coarse
+from farworld.models.far import FARConfig
 
 EMPTY = -1
 GROUP_FRAMES = 2  # frames whose queries attend together; more see more keys in vain, fewer are more calls
@@ -109,7 +110,7 @@ class CachedAttention:
             fine_frames: absolute index of each new frame with fine tokens.
             fine_slots: where their keys and values go.
             coarse_frames: absolute index of each new frame with coarse tokens; they go to their ring slots.
-            first_fine: see `farworld.models.far.visible`; 0 in the sliding layout.
+            first_fine: see `farworld.models.attention.visible`; 0 in the sliding layout.
         """
         self.cache = cache
         coarse_slots = [cache.coarse_slot(frame) for frame in coarse_frames]
@@ -139,7 +140,7 @@ class CachedAttention:
         self.coarse_mask = attention_mask(seen, coarse_query, key_frame, config.positions, heads, dtype)
 
     def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
-        """Attention of both streams; see `farworld.models.far.Attend`."""
+        """Attention of both streams; see `farworld.models.attention.Attend`."""
         keys, values = self.cache.keys[layer], self.cache.values[layer]
         _store(keys, values, fine, self.fine_ranges)
         coarse_out = None

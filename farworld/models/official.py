@@ -24,8 +24,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from farworld.models.attention import Positions
 from farworld.models.autoencoder import Autoencoder, AutoencoderConfig
-from farworld.models.far import FAR, FARConfig, Positions
+from farworld.models.far import FAR, FARConfig
 
 REPOSITORY = "guyuchao/FAR_Models"  # on the Hugging Face hub
 SCALING_FACTOR = 0.2889  # of all official latents

@@ -1,0 +1,245 @@
+"""Who sees whom, and from how far: masks, positions, and attention over whole clips.
+
+One definition of what a token sees (`visible`) serves whole clips here and the cache in `farworld.models.kv_cache`.
+
+Paper: FAR, arXiv:2503.19325, Secs. 3.2 and 3.3.
+
+Shape letters: B batch, F frames, N tokens, Q queries, S keys, A attention heads, K width of one head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ROPE_THETA = 10000.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Positions:
+    """How attention knows the distance in time of two frames; rows and columns always rotate.
+
+    The default is plain RoPE, which extrapolates beyond the trained length. Paper: FAR, Sec. 3.2 and Fig. 6.
+    """
+
+    frame_scale: float = 1.0  # of the frame index that rotates; 0 does not rotate by time at all
+    slope: float = 0.0  # taken off an attention logit for each frame of distance
+    slope_per_head: bool = False  # head h of A has slope · 2^(−8 (h + 1) / A)
+
+    def __post_init__(self) -> None:
+        if self.frame_scale < 0 or self.slope < 0:
+            raise ValueError(f"frame_scale and slope must not be negative, got {self.frame_scale} and {self.slope}")
+
+    @classmethod
+    def flex_rope(cls, slope: float) -> Positions:
+        """FlexRoPE: rotation plus one linear decay, the same for all heads."""
+        return cls(slope=slope)
+
+    @classmethod
+    def interpolated(cls, *, trained_frames: int, num_frames: int) -> Positions:
+        """Position interpolation (arXiv:2306.15595): num_frames are squeezed into the range of the trained ones."""
+        return cls(frame_scale=min(1.0, trained_frames / num_frames))
+
+    @classmethod
+    def alibi(cls) -> Positions:
+        """ALiBi (arXiv:2108.12409) in time: no rotation by frame, a linear decay that differs from head to head."""
+        return cls(frame_scale=0.0, slope=1.0, slope_per_head=True)
+
+    def head_slopes(self, num_heads: int) -> Tensor:
+        """(A,), or (1,) if all heads have the same."""
+        if not self.slope_per_head:
+            return torch.tensor([float(self.slope)])
+        return self.slope * 2.0 ** (-8 * torch.arange(1, num_heads + 1) / num_heads)
+
+
+def visible(query_frame: Tensor, key_frame: Tensor, key_is_fine: Tensor, *, window: int, first_fine: int) -> Tensor:
+    """What a fine token sees: recent frames by their fine tokens, all earlier ones by their coarse tokens.
+
+    A fine query of frame s sees fine keys of frames start … s and coarse keys of frames before start, with
+    start = max(first_fine, s − window + 1). With at most `window` fine frames this is the anchored layout of
+    the paper (Sec. 3.3); with more it slides along the clip, so that frames can be appended one by one and
+    keys never change. Key frames below 0 are empty cache slots.
+
+    Args:
+        query_frame: (Q,), int64, frame of each query.
+        key_frame: (S,), int64, frame of each key.
+        key_is_fine: (S,), bool.
+        window: fine frames that a query sees, its own included.
+        first_fine: the first frame that has fine tokens.
+
+    Returns:
+        (Q, S), bool.
+    """
+    query = query_frame[:, None]
+    start = (query - window + 1).clamp(min=first_fine)
+    fine = (key_frame >= start) & (key_frame <= query)
+    coarse = (key_frame < start) & (key_frame >= 0)
+    return torch.where(key_is_fine, fine, coarse)
+
+
+def visible_coarse(query_frame: Tensor, key_frame: Tensor) -> Tensor:
+    """What a coarse token sees: coarse tokens of its own and earlier frames; (Q, S), bool."""
+    return (key_frame <= query_frame[:, None]) & (key_frame >= 0)
+
+
+def attention_mask(
+    seen: Tensor, query_frame: Tensor, key_frame: Tensor, positions: Positions, num_heads: int, dtype: torch.dtype
+) -> Tensor:
+    """What attention adds or masks.
+
+    Args:
+        seen: (Q, S), bool, see `visible`.
+        query_frame: (Q,), int64.
+        key_frame: (S,), int64.
+        positions: for the decay with distance.
+        num_heads: A.
+        dtype: of the queries.
+
+    Returns:
+        (1, 1, Q, S), bool; or with a slope (1, 1 or A, Q, S), to be added to the logits.
+    """
+    if not positions.slope:
+        return seen[None, None]
+    slopes = positions.head_slopes(num_heads).to(seen.device)[:, None, None]
+    decay = slopes * (key_frame - query_frame[:, None])
+    return decay.masked_fill(~seen, -torch.inf).to(dtype)[None]
+
+
+@dataclass(frozen=True, slots=True)
+class QKV:
+    """Queries, keys and values of one stream, each (B, A, N, K), queries and keys rotated."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+
+
+class Attend(Protocol):
+    """How the blocks attend: over a whole clip, or through a cache."""
+
+    def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
+        """Attention outputs (B, A, N, K) of the fine and the coarse queries; the former may be the last ones only."""
+
+
+class ClipAttention:
+    """Attention over a whole clip without a cache.
+
+    The band of fine keys is narrow, so queries go in groups of frames, each against the keys that some query
+    of the group can see; the result is that of one dense mask.
+    """
+
+    def __init__(
+        self,
+        *,
+        window: int,
+        fine_frame: Tensor,
+        coarse_frame: Tensor,
+        positions: Positions,
+        num_heads: int,
+        dtype: torch.dtype,
+    ) -> None:
+        """Prepare masks.
+
+        Args:
+            window: see `visible`.
+            fine_frame: (N,), the ascending frames of the fine tokens.
+            coarse_frame: (M,), the ascending frames of the coarse tokens.
+            positions: see `attention_mask`, also for `num_heads` and `dtype`.
+            num_heads: A.
+            dtype: of the queries.
+        """
+        first_fine = int(fine_frame[0])
+        group_frames = max(1, window // 2)  # larger groups waste work on masked pairs, smaller ones on calls
+
+        def mask_of(seen: Tensor, query_frame: Tensor, key_frame: Tensor) -> Tensor:
+            return attention_mask(seen, query_frame, key_frame, positions, num_heads, dtype)
+
+        self.coarse_mask = mask_of(visible_coarse(coarse_frame, coarse_frame), coarse_frame, coarse_frame)
+        self.groups: list[tuple[slice, slice, slice, Tensor]] = []
+        for low in range(first_fine, int(fine_frame[-1]) + 1, group_frames):
+            queries = _span(fine_frame, low, low + group_frames)
+            fine_keys = _span(fine_frame, max(first_fine, low - window + 1), low + group_frames)
+            coarse_keys = _span(coarse_frame, 0, max(first_fine, low + group_frames - window))
+            key_frame = torch.cat([coarse_frame[coarse_keys], fine_frame[fine_keys]])
+            is_fine = torch.arange(len(key_frame), device=key_frame.device) >= coarse_keys.stop
+            seen = visible(fine_frame[queries], key_frame, is_fine, window=window, first_fine=first_fine)
+            self.groups.append((queries, fine_keys, coarse_keys, mask_of(seen, fine_frame[queries], key_frame)))
+
+    def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
+        """Attention of both streams; see `Attend`."""
+        outputs = []
+        for queries, fine_keys, coarse_keys, mask in self.groups:
+            k, v = fine.k[:, :, fine_keys], fine.v[:, :, fine_keys]
+            if coarse is not None:
+                k = torch.cat([coarse.k[:, :, coarse_keys], k], dim=2)
+                v = torch.cat([coarse.v[:, :, coarse_keys], v], dim=2)
+            outputs.append(F.scaled_dot_product_attention(fine.q[:, :, queries], k, v, attn_mask=mask))
+        coarse_out = None
+        if coarse is not None:
+            coarse_out = F.scaled_dot_product_attention(coarse.q, coarse.k, coarse.v, attn_mask=self.coarse_mask)
+        return torch.cat(outputs, dim=2), coarse_out
+
+
+def full_attention(layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
+    """Attention of every frame to every frame, as in Video-DiT; see `Attend`."""
+    return F.scaled_dot_product_attention(fine.q, fine.k, fine.v), None
+
+
+def _span(frames: Tensor, low: int, high: int) -> slice:
+    """The slice of an ascending frame tensor with low ≤ frame < high."""
+    return slice(int((frames < low).sum()), int((frames < high).sum()))
+
+
+def rope_table(
+    frame: Tensor,
+    rows: int,
+    columns: int,
+    stride: int,
+    head_size: int,
+    *,
+    frame_scale: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of 3-D rotary positions.
+
+    A quarter of the head turns with the frame, the rest equally with row and column (16, 24, 24 of 64).
+    Angles are computed in float64, so that a stream may run for millions of frames.
+
+    Args:
+        frame: (F,), absolute frame index.
+        rows: tokens of a frame from top to bottom.
+        columns: tokens of a frame from left to right.
+        stride: distance of neighbouring tokens in fine tokens.
+        head_size: K.
+        frame_scale: see `Positions`.
+        dtype: of the result.
+
+    Returns:
+        Two tensors (F · rows · columns, K / 2).
+    """
+    axis_sizes = (head_size // 4, head_size * 3 // 8, head_size * 3 // 8)
+    # On the CPU: not every accelerator knows float64.
+    positions = torch.cartesian_prod(
+        frame.cpu().double() * frame_scale,
+        torch.arange(rows).double() * stride,
+        torch.arange(columns).double() * stride,
+    )
+    angles = torch.cat(
+        [
+            position[:, None] * ROPE_THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+            for position, size in zip(positions.unbind(-1), axis_sizes, strict=True)
+        ],
+        dim=-1,
+    )
+    return angles.cos().to(dtype).to(frame.device), angles.sin().to(dtype).to(frame.device)
+
+
+def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate neighbouring channel pairs of (B, A, N, K) by the angles of `rope_table`."""
+    cos, sin = rope
+    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)
