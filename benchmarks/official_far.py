@@ -23,6 +23,7 @@ attended to.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json as json_format
 import statistics
@@ -54,6 +55,7 @@ from farworld.models.far import (
     FARConfig,
     StreamAttention,
 )
+from farworld.models.packed import pack_linears
 from farworld.rollout import Rollout
 from farworld.world_model import WorldConfig, WorldModel
 
@@ -272,12 +274,13 @@ def _project(attention: StreamAttention, x: Tensor) -> tuple[Tensor, Tensor, Ten
 
 
 class TokenCounter:
-    """Counts the tokens of one stream that the embeddings of a transformer make."""
+    """Counts the tokens of one stream that the embeddings of transformers make."""
 
-    def __init__(self, transformer: FAR) -> None:
+    def __init__(self, *transformers: FAR) -> None:
         self._count = 0
-        for embedding in (transformer.fine_embedding, transformer.coarse_embedding):
-            embedding.register_forward_hook(self._add)
+        for transformer in transformers:
+            for embedding in (transformer.fine_embedding, transformer.coarse_embedding):
+                embedding.register_forward_hook(self._add)
 
     def _add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         self._count += output.shape[1:-1].numel()
@@ -368,7 +371,7 @@ def random_world(config: FARConfig) -> WorldModel:
 
 
 def compare(
-    world: WorldModel, modes: Sequence[Mode], *, num_steps: int, num_context: int, num_frames: int
+    world: WorldModel, modes: Sequence[Mode], *, num_steps: int, num_context: int, num_frames: int, packed: bool
 ) -> Iterator[dict[str, Any] | None]:
     """Measure the modes side by side.
 
@@ -378,6 +381,7 @@ def compare(
         num_steps: Euler steps a frame.
         num_context: frames before the first generated one, at least 1.
         num_frames: frames that each mode generates after its first one.
+        packed: our modes have packed linear layers, as worlds on a CPU do.
 
     Yields:
         None after each round of frames, num_frames + 1 times; then a row of figures for each mode.
@@ -389,20 +393,23 @@ def compare(
     context = torch.randn(shape, generator=draw)
     produced_by = torch.randint(config.num_actions, shape[:2], generator=draw)
     capacity = max(num_context + num_frames + 1, config.short_term_frames)
-    counter = TokenCounter(world.transformer)
+    played = copy.deepcopy(world)
+    if packed:
+        pack_linears(played)
+    counter = TokenCounter(world.transformer, played.transformer)
     measured: dict[Mode, Measured] = {}
 
     if "official" in modes:
         official = OfficialSchedule(world.transformer, timesteps)
         official.prime_latents(context, produced_by)
         measured["official"] = Measured(official, config, counter)
-    anchored = Rollout(world, context_frames=capacity, layout="anchored", timesteps=timesteps)
+    anchored = Rollout(played, context_frames=capacity, layout="anchored", timesteps=timesteps)
     anchored.prime_latents(context, produced_by)
     measured["anchored"] = Measured(anchored, config, counter)
     for each in measured.values():
         each.step()
     if "sliding" in modes:
-        sliding = Rollout(world, context_frames=capacity, layout="sliding", timesteps=timesteps)
+        sliding = Rollout(played, context_frames=capacity, layout="sliding", timesteps=timesteps)
         # The time of a frame does not depend on what it shows: the anchored past fills this cache, too.
         sliding.restore(dataclasses.replace(anchored.snapshot(), layout="sliding"))
         measured["sliding"] = Measured(sliding, config, counter)
@@ -462,6 +469,7 @@ def official_far(
     frames: Annotated[int, Parameter(help="Frames to measure in each mode, after the first one.")] = 3,
     threads: Annotated[int | None, Parameter(help="That torch uses; its own choice without it.")] = None,
     modes: Annotated[tuple[Mode, ...], SEVERAL, Parameter(help="What to measure.")] = MODES,
+    packed: Annotated[bool, Parameter(help="Our modes multiply with packed weights, as worlds on a CPU do.")] = True,
     json: Annotated[bool, Parameter(negative=(), help="Also print one JSON object, as the last line.")] = False,
 ) -> None:
     """Measure every context with every number of steps."""
@@ -477,7 +485,8 @@ def official_far(
     with progress_bar("measuring", len(contexts) * len(steps) * (frames + 1), unit="rounds") as advance:
         for num_context in contexts:
             for num_steps in steps:
-                for row in compare(world, modes, num_steps=num_steps, num_context=num_context, num_frames=frames):
+                sizes = {"num_steps": num_steps, "num_context": num_context, "num_frames": frames}
+                for row in compare(world, modes, **sizes, packed=packed):
                     if row is None:
                         advance()
                     else:
@@ -486,6 +495,7 @@ def official_far(
         "parameters": sum(parameter.numel() for parameter in world.transformer.parameters()),
         "dtype": str(world.transformer.velocity_head.weight.dtype).removeprefix("torch."),
         "frames": frames,
+        "packed": packed,
         "measured": "transformer, all Euler steps; no decoder",
         "hardware": describe_hardware(world.device),
         "torch": torch.__version__,

@@ -24,6 +24,7 @@ from farworld.models import official
 from farworld.models.attention import Positions
 from farworld.models.autoencoder import AutoencoderConfig
 from farworld.models.far import FARConfig, TimestepEmbedding
+from farworld.models.packed import pack_linears
 from farworld.world_model import WorldConfig, WorldModel
 
 WORLD_FORMAT = "farworld-world"
@@ -176,7 +177,7 @@ def config_from_json(values: Mapping, source: str = CONFIG_FILE) -> WorldConfig:
 
 
 def load_world(checkpoint: str | os.PathLike, *, device: str | torch.device = "cpu") -> World:
-    """Load a world for inference, in float32.
+    """Load a world for inference, in float32; on a CPU with packed weights (`farworld.models.packed`).
 
     Args:
         checkpoint: see `resolve`.
@@ -205,6 +206,8 @@ def load_world(checkpoint: str | os.PathLike, *, device: str | torch.device = "c
             module.reset_buffers()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     model.eval().requires_grad_(False).to(device)
+    if model.device.type == "cpu":
+        pack_linears(model)
     return World(model, load_contexts(path / CONTEXTS_FILE, config), path)
 
 

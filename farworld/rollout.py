@@ -20,6 +20,7 @@ from torch import Tensor
 from farworld.models import flow
 from farworld.models.far import CLEAN_SHORT_TERM, TIMESTEP_SCALE, Frames, clean_coarse
 from farworld.models.kv_cache import EMPTY, CachedAttention, KVCache
+from farworld.models.modulation_table import ModulationTable
 from farworld.world_model import LAYOUTS, WorldModel
 
 
@@ -60,7 +61,7 @@ class Rollout:
         """Allocate the cache.
 
         Args:
-            world: its device and weights are used as they are.
+            world: its device and weights are used as they are, and must not change while the rollout lives.
             batch_size: streams.
             num_steps: denoising steps a frame; None is the world's own number.
             context_frames: frames remembered, the short-term window included; None is the world's own number.
@@ -109,6 +110,11 @@ class Rollout:
         self._cache = KVCache(
             config, batch_size=batch_size * self._branches, context_frames=context_frames, device=world.device
         )
+        noise_levels = [t * TIMESTEP_SCALE for t in self.timesteps[:-1]]
+        self._modulate = None
+        if ModulationTable.fits(world.transformer, noise_levels):
+            with torch.inference_mode():
+                self._modulate = ModulationTable(world.transformer, noise_levels)
         # Past frames that are not in the cache for good: the newest ones, up to frame_index.
         self._latents: list[Tensor] = []
         self._actions: list[Tensor] = []
@@ -352,7 +358,9 @@ class Rollout:
                 self._both_conditions(torch.stack([self._actions[frame - kept] for frame in coarse_frames], dim=1)),
                 torch.tensor(coarse_frames, device=device),
             )
-        velocity = self.world.transformer.run(fine, coarse, attention, before=before, num_outputs=1)[:, -1]
+        velocity = self.world.transformer.run(
+            fine, coarse, attention, before=before, num_outputs=1, modulate=self._modulate
+        )[:, -1]
         if first:
             self._fine_end = coming
             self._coarse_end = max(self._coarse_end, coming - window + 1)

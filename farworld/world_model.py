@@ -63,7 +63,7 @@ class WorldModel(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.transformer.velocity_head.weight.device
+        return self.transformer.velocity_head.bias.device
 
     @property
     def num_parameters(self) -> int:

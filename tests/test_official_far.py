@@ -74,11 +74,13 @@ def test_reenactment_equals_the_official_recordings(benchmark, name):
     assert calls == recorded
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("num_context", [1, 3, 4, 9])  # around the window of 4 frames
-def test_anchored_makes_the_same_latents(benchmark, num_context):
+def test_anchored_makes_the_same_latents(benchmark, num_context, packed):
     world = benchmark.random_world(TINY)
     modes = ("official", "anchored", "sliding")
-    rows = [row for row in benchmark.compare(world, modes, num_steps=3, num_context=num_context, num_frames=3) if row]
+    sizes = {"num_steps": 3, "num_context": num_context, "num_frames": 3}
+    rows = [row for row in benchmark.compare(world, modes, **sizes, packed=packed) if row]
     assert [row["mode"] for row in rows] == list(modes)
     assert 0 < rows[1]["max_abs_difference"] < 1e-4 and rows[0]["speed_up"] == 1.0
 
@@ -88,7 +90,7 @@ def test_tokens_of_a_steady_frame(benchmark):
     fine, coarse, window, steps = TINY.fine_tokens, TINY.coarse_tokens, TINY.short_term_frames, 3
     world = benchmark.random_world(TINY)
     compared = benchmark.compare(
-        world, ("official", "anchored", "sliding"), num_steps=steps, num_context=9, num_frames=2
+        world, ("official", "anchored", "sliding"), num_steps=steps, num_context=9, num_frames=2, packed=True
     )
     official, anchored, sliding = (row for row in compared if row)
     assert official["tokens_per_frame"] == 2 * coarse + (window + steps - 1) * fine

@@ -89,7 +89,7 @@ def visible_coarse(query_frame: Tensor, key_frame: Tensor) -> Tensor:
 def attention_mask(
     seen: Tensor, query_frame: Tensor, key_frame: Tensor, positions: Positions, num_heads: int, dtype: torch.dtype
 ) -> Tensor:
-    """What attention adds or masks.
+    """What attention adds to its logits.
 
     Args:
         seen: (Q, S), bool, see `visible`.
@@ -100,10 +100,10 @@ def attention_mask(
         dtype: of the queries.
 
     Returns:
-        (1, 1, Q, S), bool; or with a slope (1, 1 or A, Q, S), to be added to the logits.
+        (1, 1 or A, Q, S), to be added to the logits; never bool, which attention would convert anew in every layer.
     """
     if not positions.slope:
-        return seen[None, None]
+        return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)[None, None]
     slopes = positions.head_slopes(num_heads).to(seen.device)[:, None, None]
     decay = slopes * (key_frame - query_frame[:, None])
     return decay.masked_fill(~seen, -torch.inf).to(dtype)[None]
@@ -221,21 +221,27 @@ def rope_table(
     Returns:
         Two tensors (F · rows · columns, K / 2).
     """
-    axis_sizes = (head_size // 4, head_size * 3 // 8, head_size * 3 // 8)
     # On the CPU: not every accelerator knows float64.
-    positions = torch.cartesian_prod(
-        frame.cpu().double() * frame_scale,
-        torch.arange(rows).double() * stride,
-        torch.arange(columns).double() * stride,
+    axes = (
+        (frame.cpu().double() * frame_scale, head_size // 4),
+        (torch.arange(rows).double() * stride, head_size * 3 // 8),
+        (torch.arange(columns).double() * stride, head_size * 3 // 8),
     )
-    angles = torch.cat(
-        [
-            position[:, None] * ROPE_THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-            for position, size in zip(positions.unbind(-1), axis_sizes, strict=True)
-        ],
-        dim=-1,
+    angles = [
+        position[:, None] * ROPE_THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
+        for position, size in axes
+    ]
+    cos, sin = (
+        _over_grid(*(turned(angle).to(dtype) for angle in angles)).to(frame.device) for turned in (torch.cos, torch.sin)
     )
-    return angles.cos().to(dtype).to(frame.device), angles.sin().to(dtype).to(frame.device)
+    return cos, sin
+
+
+def _over_grid(frame: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """What belongs to frames, rows and columns, (F, a), (R, b) and (C, c), for every token, (F · R · C, a + b + c)."""
+    shape = len(frame), len(row), len(column), -1
+    parts = frame[:, None, None].expand(shape), row[:, None].expand(shape), column.expand(shape)
+    return torch.cat(parts, dim=-1).flatten(0, 2)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:

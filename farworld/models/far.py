@@ -19,6 +19,7 @@ N tokens, D model width, A attention heads, K width of one head.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -36,6 +37,7 @@ TIMESTEP_FEATURES = 256
 UNBOUNDED = 1 << 40  # frames
 COPY_TIMESTEP_MIN = 0.2  # flow time; the velocity towards another frame grows as 1 / t
 COPY_STRETCH = 0.1
+ATTENTION, MLP = 0, 1  # the halves of a block
 COPY_BIAS = -2.0  # of the copy gate's logits at the start: copy little, until it is learned where
 
 
@@ -107,6 +109,13 @@ class FARConfig:
         return self.latent_height * self.latent_width // self.context_patch_size**2 if self.context_patch_size else 0
 
 
+# What timestep and action of some frames make of them: for each block its two shifts, scales and gates, (B, F, 6 D),
+# then scale and shift before the heads, (B, F, 2 D).
+Modulations = tuple[Tensor, ...]
+# Their source, from timestep, (B, F) or broadcast to it, and action, (B, F): `FAR.modulations`, or a table of them.
+Modulate = Callable[[Tensor, Tensor], Modulations]
+
+
 @dataclass(frozen=True, slots=True)
 class Frames:
     """Some frames of a stream, as they enter the transformer."""
@@ -122,16 +131,27 @@ class Stream:
     """The fine or the coarse tokens of some frames, on their way through the blocks."""
 
     tokens: Tensor  # (B, F, P, D)
-    condition: Tensor  # (B, F, D): timestep and action, through SiLU
+    modulations: Modulations  # of its frames
     rope: tuple[Tensor, Tensor]  # of all F · P tokens, see rope_table
 
     def last(self, frames: int) -> Stream:
         """The last frames; the positions stay those of all, which only attention reads."""
-        return Stream(self.tokens[:, -frames:], self.condition[:, -frames:], self.rope)
+        modulations = tuple(modulation[:, -frames:] for modulation in self.modulations)
+        return Stream(self.tokens[:, -frames:], modulations, self.rope)
 
-    def moved(self, by: Tensor) -> Stream:
-        """The stream with something added to its tokens."""
-        return Stream(self.tokens + by, self.condition, self.rope)
+    def normed(self, layer: int, half: int) -> Tensor:
+        """What a half of a block reads: tokens normed, shifted and scaled, (B, F, P, D)."""
+        shift, scale, _ = self._parts(layer, half)
+        return torch.addcmul(shift, _norm(self.tokens), 1 + scale)
+
+    def moved(self, layer: int, half: int, by: Tensor) -> Stream:
+        """The stream with what that half makes of it added through its gate."""
+        *_, gate = self._parts(layer, half)
+        return Stream(torch.addcmul(self.tokens, gate, by), self.modulations, self.rope)
+
+    def _parts(self, layer: int, half: int) -> tuple[Tensor, ...]:
+        """Shift, scale and gate of half a block, each (B, F, 1, D)."""
+        return self.modulations[layer].unsqueeze(2).chunk(6, dim=-1)[3 * half : 3 * half + 3]
 
 
 class TimestepEmbedding(nn.Module):
@@ -209,36 +229,31 @@ class Block(nn.Module):
             nn.Linear(config.mlp_ratio * width, width),
         )
 
+    def modulation(self, condition: Tensor) -> Tensor:
+        """Two shifts, scales and gates, (B, F, 6 D), from the condition of each frame, (B, F, D)."""
+        return torch.cat([self.modulation_1(condition), self.modulation_2(condition)], dim=-1)
+
     def forward(
         self, fine: Stream, coarse: Stream | None, attend: Attend, num_outputs: int | None = None
     ) -> tuple[Stream, Stream | None]:
         """Both streams one block further; with num_outputs, of the fine one only that many frames, the last ones."""
-        normed, fine_gate = _modulate(fine.tokens, self.modulation_1(fine.condition))
-        fine_qkv = self.fine_attention.project(normed, fine.rope)
+        fine_qkv = self.fine_attention.project(fine.normed(self.layer, ATTENTION), fine.rope)
         if num_outputs is not None:  # the other frames are only seen
-            fine, fine_gate = fine.last(num_outputs), fine_gate[:, -num_outputs:]
+            fine = fine.last(num_outputs)
             fine_qkv = QKV(fine_qkv.q[:, :, -num_outputs * fine.tokens.shape[2] :], fine_qkv.k, fine_qkv.v)
         if coarse is None:
             fine_out, _ = attend(self.layer, fine_qkv, None)
         else:
-            normed, coarse_gate = _modulate(coarse.tokens, self.modulation_1(coarse.condition))
-            coarse_qkv = self.coarse_attention.project(normed, coarse.rope)
+            coarse_qkv = self.coarse_attention.project(coarse.normed(self.layer, ATTENTION), coarse.rope)
             fine_out, coarse_out = attend(self.layer, fine_qkv, coarse_qkv)
             if coarse_out is not None and self.coarse_goes_on:
-                coarse = coarse.moved(coarse_gate * self.coarse_attention.merge(coarse_out, coarse.tokens))
-                coarse = self._feed_forward(coarse)
-        fine = fine.moved(fine_gate * self.fine_attention.merge(fine_out, fine.tokens))
-        return self._feed_forward(fine), coarse
+                merged = self.coarse_attention.merge(coarse_out, coarse.tokens)
+                coarse = self._feed_forward(coarse.moved(self.layer, ATTENTION, merged))
+        merged = self.fine_attention.merge(fine_out, fine.tokens)
+        return self._feed_forward(fine.moved(self.layer, ATTENTION, merged)), coarse
 
     def _feed_forward(self, stream: Stream) -> Stream:
-        normed, gate = _modulate(stream.tokens, self.modulation_2(stream.condition))
-        return stream.moved(gate * self.mlp(normed))
-
-
-def _modulate(x: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor]:
-    """LayerNorm of (B, F, P, D), shifted and scaled per frame; also the gate (B, F, 1, D)."""
-    shift, scale, gate = modulation.unsqueeze(2).chunk(3, dim=-1)
-    return _norm(x) * (1 + scale) + shift, gate
+        return stream.moved(self.layer, MLP, self.mlp(stream.normed(self.layer, MLP)))
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -376,6 +391,7 @@ class FAR(nn.Module):
         *,
         before: Tensor | None = None,
         num_outputs: int | None = None,
+        modulate: Modulate | None = None,
     ) -> Tensor:
         """Both streams through all blocks, attending as `attend` does: over a clip or through a cache.
 
@@ -386,15 +402,16 @@ class FAR(nn.Module):
             before: (B, C, H, W), the clean frame before the first fine one; None if there is none, or if that
                 frame's velocity is not needed. Only the copy gate reads it.
             num_outputs: how many of the last fine frames have a velocity; None is all of them.
+            modulate: where modulations come from; None computes them.
 
         Returns:
             As `forward`.
         """
-        config = self.config
-        fine_stream = self._stream(fine, self.fine_embedding, config.patch_size)
+        config, modulate = self.config, modulate or self.modulations
+        fine_stream = self._stream(fine, self.fine_embedding, config.patch_size, modulate)
         coarse_stream = None
         if coarse is not None and config.context_patch_size:
-            coarse_stream = self._stream(coarse, self.coarse_embedding, config.context_patch_size)
+            coarse_stream = self._stream(coarse, self.coarse_embedding, config.context_patch_size, modulate)
         for block in self.blocks[:-1]:
             fine_stream, coarse_stream = block(fine_stream, coarse_stream, attend)
         fine_stream, coarse_stream = self.blocks[-1](fine_stream, coarse_stream, attend, num_outputs)
@@ -408,21 +425,26 @@ class FAR(nn.Module):
             velocity = torch.cat([_unpatchify(coarse_velocity, config, config.context_patch_size), velocity], dim=1)
         return velocity
 
+    def modulations(self, timestep: Tensor, action: Tensor) -> Modulations:
+        """See `Modulations`; timestep (B, F) or broadcast to it, action (B, F)."""
+        condition = self.timestep_embedding(timestep)
+        if self.action_embedding is not None:
+            condition = condition + self.action_embedding(action)
+        condition = F.silu(condition)
+        return *(block.modulation(condition) for block in self.blocks), self.final_modulation(condition)
+
     def _final(self, stream: Stream) -> Tensor:
         """The stream's tokens, normed and modulated for the heads."""
-        scale, shift = self.final_modulation(stream.condition).unsqueeze(2).chunk(2, dim=-1)
-        return _norm(stream.tokens) * (1 + scale) + shift
+        scale, shift = stream.modulations[-1].unsqueeze(2).chunk(2, dim=-1)
+        return torch.addcmul(shift, _norm(stream.tokens), 1 + scale)
 
-    def _stream(self, frames: Frames, embedding: nn.Module, patch: int) -> Stream:
+    def _stream(self, frames: Frames, embedding: nn.Module, patch: int, modulate: Modulate) -> Stream:
         config = self.config
         rows, columns = config.latent_height // patch, config.latent_width // patch
-        condition = self.timestep_embedding(frames.timestep)
-        if self.action_embedding is not None:
-            condition = condition + self.action_embedding(frames.action)
         stride, frame_scale = patch // config.patch_size, config.positions.frame_scale
         return Stream(
             embedding(patchify(frames.latents, patch)),
-            F.silu(condition),
+            modulate(frames.timestep, frames.action),
             rope_table(frames.index, rows, columns, stride, config.head_size, frame_scale=frame_scale),
         )
 
