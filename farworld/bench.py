@@ -13,7 +13,7 @@ import numpy as np
 from cyclopts import App, Parameter
 
 from farworld.console import print_json, progress_bar, stdout_to_stderr
-from farworld.play.cli import prepare_environment
+from farworld.play.cli import CKPT_HELP, GUIDANCE_HELP, LAYOUT_HELP, prepare_environment
 
 if TYPE_CHECKING:
     from farworld.play.player import WorldPlayer
@@ -27,10 +27,12 @@ bench = App(name="bench", help="Measure speed end to end.")
 @bench.command
 def play(
     *,
-    ckpt: Annotated[str, Parameter(help="A bundled world, a directory, or a hub owner/repo.")],
+    ckpt: Annotated[str, Parameter(help=f"A world: {CKPT_HELP}")],
     frames: Annotated[int, Parameter(help="Frames to measure.")] = 300,
     steps: Annotated[int | None, Parameter(help="Denoising steps a frame; the world's own without it.")] = None,
     context: Annotated[int | None, Parameter(help="Frames remembered; the world's own without it.")] = None,
+    guidance: Annotated[float, Parameter(help=GUIDANCE_HELP)] = 1.0,
+    layout: Annotated[Literal["sliding", "anchored"] | None, Parameter(help=LAYOUT_HELP)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where the model runs.")] = "auto",
     seed: Annotated[int, Parameter(help="Of the actions and of all noise.")] = 0,
     json: Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout.")] = False,
@@ -48,7 +50,10 @@ def play(
         from farworld.play.player import open_player
         from farworld.play.window import Window
 
-        player = open_player(ckpt, seed=seed, num_steps=steps, context_frames=context, device=device)
+        player = open_player(
+            ckpt, seed=seed, num_steps=steps, context_frames=context, guidance_scale=guidance, layout=layout,
+            device=device,
+        )  # fmt: skip
         missing = player.rollout.context_frames - player.rollout.context_in_use
         warm_up = max(WARM_UP_FRAMES, missing)
         with Window(player) as window, progress_bar("playing", warm_up + frames, unit="frames") as advance:
@@ -95,6 +100,8 @@ def summarise(player: WorldPlayer, frame_ms: np.ndarray) -> dict[str, Any]:
         "steps": rollout.num_steps,
         "window": world.config.model.short_term_frames,
         "context_frames": rollout.context_frames,
+        "layout": rollout.layout,
+        "guidance_scale": rollout.guidance_scale,
         "frame_size": f"{world.config.frame_height}x{world.config.frame_width}",
         "world_fps": world.config.frames_per_second,
         "parameters": world.model.num_parameters,

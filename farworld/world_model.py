@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from farworld.actions import ACTION_TIMING, ActionVocabulary
 from farworld.models.autoencoder import Autoencoder, AutoencoderConfig
 from farworld.models.far import FAR, FARConfig
+from farworld.models.packed import PackedLinear
 
 LAYOUTS = ("sliding", "anchored")
 FRAME_ACTIONS = ("producing", "following")
@@ -68,7 +69,8 @@ class WorldModel(nn.Module):
     @property
     def num_parameters(self) -> int:
         """Parameters of transformer and autoencoder."""
-        return sum(parameter.numel() for parameter in self.parameters())
+        packed = sum(module.num_packed for module in self.modules() if isinstance(module, PackedLinear))
+        return packed + sum(parameter.numel() for parameter in self.parameters())
 
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (B, F, H, W, 3), uint8, to scaled latents (B, F, C, h, w), float32."""

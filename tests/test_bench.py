@@ -15,10 +15,11 @@ from farworld.play.window import Window
 def test_bench_play_prints_one_json_object(tiny_world_path, capfd):
     app(
         ["bench", "play", "--ckpt", str(tiny_world_path), "--frames", "10", "--device", "cpu", "--steps", "2",
-         "--context", "8", "--json"],
+         "--context", "8", "--layout", "anchored", "--guidance", "1.5", "--json"],
         result_action="return_value",
     )  # fmt: skip
     report = json.loads(capfd.readouterr().out)
+    assert (report["layout"], report["guidance_scale"]) == ("anchored", 1.5)
     assert (report["frames"], report["steps"], report["context_frames"], report["window"]) == (10, 2, 8, 4)
     assert report["fps"] > 0 and 0 < report["median_ms"] <= report["p95_ms"]
     assert report["parameters"] > 1000 and report["torch"] and report["hardware"] and report["device"] == "cpu"

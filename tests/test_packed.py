@@ -1,4 +1,4 @@
-"""Fast paths of inference: packed linear layers and tables of modulations change what a frame costs, never the frame."""
+"""Fast paths of inference: packed linear layers and tables of modulations change a frame's cost, never the frame."""
 
 import copy
 import pickle
@@ -74,7 +74,9 @@ def test_a_world_loaded_for_the_cpu_is_packed_and_saves_as_it_was(tiny_world_pat
         matrices=torch.float32,
     )  # fmt: skip
     monkeypatch.setattr(packed, "can_pack", lambda: False)
-    expected, again = load_world(tiny_world_path).model.state_dict(), load_world(tmp_path / "again").model.state_dict()
+    plain = load_world(tiny_world_path).model
+    assert fast.model.num_parameters == plain.num_parameters
+    expected, again = plain.state_dict(), load_world(tmp_path / "again").model.state_dict()
     assert expected.keys() == again.keys()
     assert all(torch.equal(again[name], tensor) for name, tensor in expected.items())
 

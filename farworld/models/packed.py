@@ -18,6 +18,7 @@ class PackedLinear(nn.Module):
     def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
         """Pack a layer's float32 weight, (out, in), which is on the CPU; the bias is shared."""
         super().__init__()
+        self.num_packed = linear.weight.numel()
         # Not a buffer: the packed layout is opaque, and cannot move to another device.
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
         self.bias = linear.bias

@@ -18,6 +18,15 @@ from farworld.console import print_json, stdout_to_stderr
 if TYPE_CHECKING:
     from farworld.play.player import Player
 
+CKPT_HELP = (
+    "bundled (minecraft, dmlab), a directory, a hub owner/repo, or the official weights "
+    "guyuchao/FAR_Models:minecraft or :dmlab."
+)
+GUIDANCE_HELP = "Guidance scale; 1 is off, more heeds the keys more, at twice the cost."
+LAYOUT_HELP = (
+    "Of long short-term attention; the world's own without it. Official weights are anchored; sliding costs them a "
+    "fraction, at some loss of quality."
+)
 SCRIPT_HELP = (
     "Keys to press when headless, a text file with one entry a line, KEY[+KEY...] [xCOUNT]: `up x10` holds a key "
     "for 10 frames, `up+left x3` two of them, `- x5` none, `action:forward x4` takes an action by its name, and "
@@ -37,9 +46,7 @@ START_HELP = (
 
 def play(
     *,
-    ckpt: Annotated[
-        str | None, Parameter(help="A learned world: bundled (minecraft, dmlab), a directory, or a hub owner/repo.")
-    ] = None,
+    ckpt: Annotated[str | None, Parameter(help=f"A learned world: {CKPT_HELP}")] = None,
     env: Annotated[
         str | None, Parameter(help="A real environment instead: maze, voxel, or any discrete Gymnasium id.")
     ] = None,
@@ -49,6 +56,8 @@ def play(
     start: Annotated[int | None, Parameter(help=START_HELP)] = None,
     steps: Annotated[int | None, Parameter(help="Denoising steps a frame; the world's own without it.")] = None,
     context: Annotated[int | None, Parameter(help="Frames remembered; the world's own without it.")] = None,
+    guidance: Annotated[float | None, Parameter(help=GUIDANCE_HELP)] = None,
+    layout: Annotated[Literal["sliding", "anchored"] | None, Parameter(help=LAYOUT_HELP)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where the model runs.")] = "auto",
     size: Annotated[int, Parameter(help="Side of the picture in the window, in pixels.")] = 640,
     frames_per_second: Annotated[
@@ -71,7 +80,13 @@ def play(
     _check_choice(
         ckpt,
         env,
-        of_ckpt={"--steps": steps, "--context": context, "--device": None if device == "auto" else device},
+        of_ckpt={
+            "--steps": steps,
+            "--context": context,
+            "--guidance": guidance,
+            "--layout": layout,
+            "--device": None if device == "auto" else device,
+        },  # fmt: skip
         of_env={"--record": record, "--frame-size": frame_size},
     )
     _check(headless=headless, script=script, frames=frames, save=save, size=size, frames_per_second=frames_per_second)
@@ -86,8 +101,9 @@ def play(
             from farworld.play.player import open_player
 
             player = open_player(
-                ckpt, seed=seed, start=start or 0, num_steps=steps, context_frames=context, device=device
-            )
+                ckpt, seed=seed, start=start or 0, num_steps=steps, context_frames=context,
+                guidance_scale=1.0 if guidance is None else guidance, layout=layout, device=device,
+            )  # fmt: skip
         else:
             from farworld.envs.player import open_env_player
 

@@ -199,16 +199,20 @@ def open_player(
     start: int = 0,
     num_steps: int | None = None,
     context_frames: int | None = None,
+    guidance_scale: float = 1.0,
+    layout: str | None = None,
     device: str = "auto",
 ) -> WorldPlayer:
     """Load a world and put it at a start context.
 
     Args:
-        checkpoint: a bundled world, a directory, or a hub repository.
+        checkpoint: see `farworld.checkpoint.resolve`.
         seed: of all noise.
         start: which start context.
         num_steps: denoising steps a frame; None is the world's own number.
         context_frames: frames remembered; None is the world's own number.
+        guidance_scale: see `Rollout`.
+        layout: see `Rollout`.
         device: auto, cpu, cuda or mps.
 
     Raises:
@@ -219,5 +223,7 @@ def open_player(
     from farworld.rollout import Rollout
 
     world = load_world(checkpoint, device=choose_device(device))
-    rollout = Rollout(world.model, num_steps=num_steps, context_frames=context_frames)
+    rollout = Rollout(
+        world.model, num_steps=num_steps, context_frames=context_frames, guidance_scale=guidance_scale, layout=layout
+    )
     return WorldPlayer(world, rollout, seed=seed, start=start)
