@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from farworld.play.cli import prepare_environment
+
 Stage = Literal["autoencoder", "latents", "world", "all"]
 
 
@@ -53,10 +55,11 @@ def train(
     json
         Print one JSON object as the last line of stdout.
     """
+    prepare_environment()
     from farworld.console import print_json, stdout_to_stderr
     from farworld.dataset import Dataset
-    from farworld.device import choose_device
     from farworld.train.pipeline import open_run, run_stages
+    from farworld.train.ranks import join_ranks
 
     began = time.perf_counter()
     overrides = list(settings or [])
@@ -64,12 +67,13 @@ def train(
         if steps < 1:
             raise ValueError(f"--steps must be at least 1, got {steps}")
         overrides += [f"autoencoder_steps={steps}", f"world_steps={steps}"]
-    chosen = choose_device(device)
-    with stdout_to_stderr() if json else contextlib.nullcontext():
+    with stdout_to_stderr() if json else contextlib.nullcontext(), join_ranks(device) as ranks:
         dataset = Dataset(data, skip_bad=skip_bad)
-        run = open_run(out, preset, overrides, resume=resume, stage=stage, data=dataset)
+        run = open_run(out, preset, overrides, resume=resume, stage=stage, data=dataset, ranks=ranks)
         with contextlib.closing(run):
-            result = run_stages(run, dataset, stage, chosen)
+            result = run_stages(run, dataset, stage)
+    if not ranks.is_first:
+        return
     seconds = round(time.perf_counter() - began, 1)
     if json:
         print_json({"run": str(out), **result, "bad_files": len(dataset.bad), "seconds": seconds})

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from farworld.dataset import Dataset
 from farworld.train.autoencoder import STAGE as AUTOENCODER_STAGE
 from farworld.train.autoencoder import STATISTICS, load_autoencoder, train_autoencoder
 from farworld.train.config import ARCHITECTURE, TrainConfig, override, preset
 from farworld.train.export import draw_samples, export_world
 from farworld.train.latents import cache_latents
+from farworld.train.ranks import Ranks
 from farworld.train.run import Run
 from farworld.train.world import STAGE as WORLD_STAGE
 from farworld.train.world import split_episodes, train_world
 
 
 def open_run(
-    path: Path, preset_name: str | None, overrides: list[str], *, resume: bool, stage: str, data: Dataset
+    path: Path, preset_name: str | None, overrides: list[str], *, resume: bool, stage: str, data: Dataset, ranks: Ranks
 ) -> Run:
     """Begin a run, or go on with one.
 
@@ -39,7 +38,8 @@ def open_run(
     else:
         config = preset(preset_name, overrides)
     _check_data(data, config)
-    return Run(path, config)
+    ranks.wait()  # no rank may look at the folder once the first one has begun to fill it
+    return Run(path, config, ranks)
 
 
 def _check_architecture(path: Path, stored: TrainConfig, config: TrainConfig) -> None:
@@ -76,23 +76,25 @@ def _check_data(data: Dataset, config: TrainConfig) -> None:
         raise ValueError("no episode of the dataset has two frames or more")
 
 
-def run_stages(run: Run, data: Dataset, stage: str, device: torch.device) -> dict:
+def run_stages(run: Run, data: Dataset, stage: str) -> dict:
     """Run one stage, or all; what is finished already is not done again.
 
     Returns:
         JSON-ready: the stages' steps, and after the world stage the world's path and held-out scores.
     """
     train_episodes, held_out = split_episodes(len(data), run.config.held_out_fraction)
-    result: dict = {"stage": stage, "device": str(device)}
+    device, ranks = run.ranks.device, run.ranks
+    result: dict = {"stage": stage, "device": str(device), "processes": ranks.count}
     if stage in ("autoencoder", "all"):
-        train_autoencoder(run, data, train_episodes, held_out, device)
+        train_autoencoder(run, data, train_episodes, held_out)
+        ranks.wait()
     autoencoder = load_autoencoder(run).to(device)
     statistics = run.load_checkpoint(STATISTICS)
     assert statistics is not None
     result[f"{AUTOENCODER_STAGE}_steps"] = statistics["step"]
     if stage == "autoencoder":
         return result
-    latents = cache_latents(run, autoencoder, data, device)
+    latents = cache_latents(run, autoencoder, data)
     result["cached_frames"] = len(latents.latents)
     if stage == "latents":
         return result
@@ -100,8 +102,9 @@ def run_stages(run: Run, data: Dataset, stage: str, device: torch.device) -> dic
     def sample(transformer, step: int) -> None:
         draw_samples(run, data, held_out, transformer, autoencoder, step)
 
-    state = train_world(run, latents, data, train_episodes, device, sample)
-    if not run.config.causal:  # makes clips, in samples/; nobody can play it
+    state = train_world(run, latents, data, train_episodes, sample)
+    # What is not causal makes clips, in samples/, and nobody can play it.
+    if not run.config.causal or not ranks.is_first:
         return {**result, f"{WORLD_STAGE}_steps": state.step}
     scores = export_world(run, data, held_out, state, autoencoder, statistics)
     return {**result, f"{WORLD_STAGE}_steps": state.step, "world": str(run.world), **scores}

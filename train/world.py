@@ -11,44 +11,56 @@ Paper: FAR, arXiv:2503.19325, Secs. 3.1 to 3.3.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from farworld.dataset import Dataset
 from farworld.models import flow
-from farworld.models.far import CLEAN_SHORT_TERM, FAR, TIMESTEP_SCALE
+from farworld.models.far import CLEAN_SHORT_TERM, FAR, TIMESTEP_SCALE, FARConfig
 from farworld.train.config import TrainConfig
 from farworld.train.latents import LatentDataset
-from farworld.train.run import Run, TrainState, autocast, fit, moving_average, step_generator
+from farworld.train.ranks import Ranks, to_device
+from farworld.train.run import Draws, Run, TrainState, autocast, fit, moving_average, step_generator
 
 STAGE = "world"
 STAGE_KEY = 2  # see step_generator
+
+
+@dataclass(frozen=True, slots=True)
+class Clips:
+    """A batch of clips, or the part of it that one process trains on."""
+
+    latents: Tensor  # (B, T, C, H, W), float32, scaled
+    actions: Tensor  # (B, T), int64, the action that produced each frame
+    places: list[tuple[int, int]]  # episode and first frame of each
+    draws: Draws  # of all that is random in the loss
+
+
+def clip_length(longest: int, config: TrainConfig, generator: torch.Generator) -> int:
+    """The length of a batch's clips, drawn log-uniformly from fine_frames up to `longest`, in frames."""
+    shortest = min(config.fine_frames, longest)
+    if config.context_patch_size is None:  # every frame is fine, and trained on
+        longest = shortest
+    draw = float(torch.rand(1, generator=generator))
+    return round(math.exp(math.log(shortest) + draw * math.log(longest / shortest)))
 
 
 def random_clips(
     latents: LatentDataset,
     episodes: list[int],
     config: TrainConfig,
-    max_frames: int,
+    length: int,
     noop: int | None,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """A batch of clips of one length, drawn log-uniformly up to max_frames or the longest episode.
-
-    Returns:
-        latents (B, T, C, H, W), float32, and the actions that produced the frames, (B, T), int64.
-    """
-    longest = min(max_frames, max(latents.num_frames(episode) for episode in episodes))
-    shortest = min(config.fine_frames, longest)
-    if config.context_patch_size is None:  # every frame is fine, and trained on
-        longest = shortest
-    draw = float(torch.rand(1, generator=generator))
-    length = round(math.exp(math.log(shortest) + draw * math.log(longest / shortest)))
+    generators: list[torch.Generator],
+) -> Clips:
+    """Clips of one length, each drawn by its own generator from the episodes that are long enough."""
     candidates = [episode for episode in episodes if latents.num_frames(episode) >= length]
-    clips, actions = [], []
-    for _ in range(config.world_batch_size):
+    clips, actions, places = [], [], []
+    for generator in generators:
         episode = candidates[int(torch.randint(len(candidates), (1,), generator=generator))]
         start = int(torch.randint(latents.num_frames(episode) - length + 1, (1,), generator=generator))
         clip, produced_by = latents.clip(episode, start, length)
@@ -56,26 +68,29 @@ def random_clips(
             clip, produced_by = clip[:1].expand_as(clip), torch.full_like(produced_by, noop)
         clips.append(clip)
         actions.append(produced_by)
-    return torch.stack(clips), torch.stack(actions)
+        places.append((episode, start))
+    return Clips(torch.stack(clips), torch.stack(actions), places, Draws(generators))
 
 
 def flow_matching_loss(
-    model: FAR,
+    model: nn.Module,
+    far: FARConfig,
     clean: Tensor,
     actions: Tensor,
     config: TrainConfig,
-    generator: torch.Generator,
+    draws: Draws,
     *,
     own_context_ratio: float = 0.0,
 ) -> Tensor:
     """Mean squared error of the velocity over the noised frames of a batch of clips.
 
     Args:
-        model: in training mode, under autocast if wanted.
+        model: a FAR in training mode, or what is called in its place; under autocast if wanted.
+        far: the FAR's sizes.
         clean: (B, T, C, H, W), scaled latents.
         actions: (B, T), int64, the action that produced each frame.
         config: ratios and timestep distribution.
-        generator: on the CPU; the source of all that is random here.
+        draws: of B items; the source of all that is random here.
         own_context_ratio: share of clips in which half of the context frames are the model's own predictions,
             so that it learns to go on from its own errors.
 
@@ -84,29 +99,29 @@ def flow_matching_loss(
     """
     batch, length = actions.shape
     num_fine = min(config.fine_frames, length)
-    device, null = clean.device, model.config.null_action
-    dropped = torch.rand((batch, length), generator=generator) < config.action_dropout
+    device, null = clean.device, far.null_action
+    dropped = draws.uniform(length) < config.action_dropout
     # The clip's first frame is the first of its stream: whatever produced it is not known.
     dropped[:, 0] = True
     actions = actions.masked_fill(dropped.to(device), null)
-    num_context = max(length - num_fine, length - model.config.window)
+    num_context = max(length - num_fine, length - far.window)
     context = clean[:, :num_context] if num_context > 0 else None
     truth = shown = clean[:, length - num_fine :]
-    if own_context_ratio and model.config.causal:
-        predicted = own_predictions(model, truth, actions, context, config, generator)
-        own = torch.rand(batch, generator=generator) < own_context_ratio
+    if own_context_ratio and far.causal:
+        predicted = own_predictions(model, truth, actions, context, config, draws)
+        own = draws.uniform() < own_context_ratio
         shown = torch.where(own.to(device)[:, None, None, None, None], predicted, truth)
 
-    noise = torch.randn(truth.shape, generator=generator).to(device)
-    timestep = flow.sample_timesteps(
-        (batch, num_fine),
-        generator,
+    noise = to_device(draws.normal(*truth.shape[1:]), device)
+    timestep = flow.timesteps_of_draws(
+        draws.normal(num_fine),
+        draws.uniform(num_fine),
         mean=config.timestep_mean,
         std=config.timestep_std,
         pure_noise_ratio=config.pure_noise_ratio,
     ).to(device)
-    is_clean = random_context(batch, num_fine, config, generator).to(device)
-    if not model.config.causal:
+    is_clean = random_context(num_fine, config, draws).to(device)
+    if not far.causal:
         timestep, is_clean = timestep[:, :1].expand_as(timestep), torch.zeros_like(is_clean)
     noisy = torch.where(is_clean[..., None, None, None], shown, flow.add_noise(truth, noise, timestep))
     velocity = model(noisy, _mark(timestep, is_clean), actions, context).float()
@@ -130,9 +145,9 @@ def velocity_loss(velocity: Tensor, truth: Tensor, noise: Tensor, is_clean: Tens
     return ((error * is_target).sum(dim=1) / is_target.sum(dim=1).clamp(min=1)).mean()
 
 
-def random_context(batch: int, num_fine: int, config: TrainConfig, generator: torch.Generator) -> Tensor:
+def random_context(num_fine: int, config: TrainConfig, draws: Draws) -> Tensor:
     """Which frames are clean context, (B, F), bool; at least one frame of a clip is left to learn."""
-    is_clean = torch.rand((batch, num_fine), generator=generator) < config.clean_context_ratio
+    is_clean = draws.uniform(num_fine) < config.clean_context_ratio
     is_clean[:, -1] &= ~is_clean.all(dim=1)
     return is_clean
 
@@ -144,12 +159,12 @@ def _mark(timestep: Tensor, is_clean: Tensor) -> Tensor:
 
 @torch.no_grad()
 def own_predictions(
-    model: FAR,
+    model: nn.Module,
     truth: Tensor,
     actions: Tensor,
     context: Tensor | None,
     config: TrainConfig,
-    generator: torch.Generator,
+    draws: Draws,
 ) -> Tensor:
     """Clips in which some frames are predicted in one step from the others, which stay as they are.
 
@@ -159,13 +174,13 @@ def own_predictions(
         actions: (B, T), int64; see `FAR.forward`, also for `context`.
         context: the clip's clean coarse frames.
         config: for the share of frames that stay.
-        generator: on the CPU.
+        draws: of B items.
 
     Returns:
         (B, F, C, H, W).
     """
-    is_clean = random_context(truth.shape[0], truth.shape[1], config, generator).to(truth.device)
-    noise = torch.randn(truth.shape, generator=generator).to(truth.device)
+    is_clean = random_context(truth.shape[1], config, draws).to(truth.device)
+    noise = to_device(draws.normal(*truth.shape[1:]), truth.device)
     keep = is_clean[..., None, None, None]
     velocity = model(
         torch.where(keep, truth, noise),
@@ -185,54 +200,93 @@ def optimizer_of(model: FAR, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
-def new_state(config: TrainConfig, num_actions: int, device: torch.device) -> TrainState:
-    """Untrained weights of the run's seed."""
+def new_state(config: TrainConfig, num_actions: int, ranks: Ranks) -> TrainState:
+    """Untrained weights of the run's seed, the same on every rank."""
     torch.manual_seed(config.seed + 1)
-    model = FAR(config.far(num_actions)).to(device)
-    return TrainState(model, optimizer_of(model, config), moving_average(model, config.ema_decay))
+    model = FAR(config.far(num_actions)).to(ranks.device)
+    model.recompute = config.recompute
+    average = moving_average(model, config.ema_decay)
+    return TrainState(model, ranks.replicate(model), optimizer_of(model, config), average)
+
+
+class WorldObjective:
+    """Flow matching on random clips; see `farworld.train.run.Objective`."""
+
+    def __init__(
+        self, state: TrainState, config: TrainConfig, latents: LatentDataset, episodes: list[int], noop: int | None
+    ) -> None:
+        """Learn from some episodes.
+
+        Args:
+            state: whose replica is called.
+            config: of the run.
+            latents: of all episodes.
+            episodes: those to draw from.
+            noop: the action that does nothing, if there is one, for clips that idle.
+        """
+        assert isinstance(state.model, FAR)
+        self._state, self._far = state, state.model.config
+        self._config, self._latents, self._episodes, self._noop = config, latents, episodes, noop
+        self._longest = max(latents.num_frames(episode) for episode in episodes)
+        self._device = next(state.model.parameters()).device
+
+    def _is_late(self, step: int) -> bool:
+        return step >= self._config.decay_start(self._config.world_steps)
+
+    def draw(self, step: int, items: range) -> tuple[Clips, float]:
+        """The clips of these items, and the share that sees the model's own predictions."""
+        config, late = self._config, self._is_late(step)
+        longest = min(config.max_clip_frames if late else config.early_clip_frames, self._longest)
+        length = clip_length(longest, config, step_generator(config, STAGE_KEY, step))
+        generators = [step_generator(config, STAGE_KEY, step, item) for item in items]
+        clips = random_clips(self._latents, self._episodes, config, length, self._noop, generators)
+        return clips, config.own_context_ratio if late else 0.0
+
+    def loss(self, drawn: tuple[Clips, float]) -> Tensor:
+        """See `flow_matching_loss`."""
+        clips, own_context_ratio = drawn
+        with autocast(self._config, self._device):
+            return flow_matching_loss(
+                self._state.replica,
+                self._far,
+                to_device(clips.latents, self._device),
+                to_device(clips.actions, self._device),
+                self._config,
+                clips.draws,
+                own_context_ratio=own_context_ratio,
+            )
+
+    def describe(self, drawn: tuple[Clips, float]) -> list[dict[str, int]]:
+        """Episode, first frame and number of frames of each clip."""
+        clips, _ = drawn
+        frames = clips.actions.shape[1]
+        return [{"episode": episode, "start": start, "frames": frames} for episode, start in clips.places]
 
 
 def train_world(
-    run: Run, latents: LatentDataset, data: Dataset, episodes: list[int], device: torch.device, sample
+    run: Run, latents: LatentDataset, data: Dataset, episodes: list[int], sample: Callable[[nn.Module, int], None]
 ) -> TrainState:
     """Run the stage to its end.
 
     Args:
-        run: the run's folder and config.
+        run: the run's folder, config and ranks.
         latents: of all episodes of `data`.
         data: for its vocabulary.
         episodes: those to train on.
-        device: where to train.
         sample: called with (averaged model, step) at the config's cadence.
 
     Returns:
         The final state.
     """
-    config = run.config
-    state = new_state(config, len(data.spec.action_vocabulary), device)
-    model = state.model
-    assert isinstance(model, FAR) and state.average is not None
-
-    def loss_of_step(step: int) -> Tensor:
-        generator = step_generator(config, STAGE_KEY, step)
-        late = step >= config.decay_start(config.world_steps)
-        max_frames = config.max_clip_frames if late else config.early_clip_frames
-        noop = data.spec.action_vocabulary.noop
-        clips, actions = random_clips(latents, episodes, config, max_frames, noop, generator)
-        with autocast(config, device):
-            return flow_matching_loss(
-                model,
-                clips.to(device),
-                actions.to(device),
-                config,
-                generator,
-                own_context_ratio=config.own_context_ratio if late else 0.0,
-            )
-
+    config, vocabulary = run.config, data.spec.action_vocabulary
+    state = new_state(config, len(vocabulary), run.ranks)
+    average = state.average
+    assert average is not None
     fit(
-        run, STAGE, state, total_steps=config.world_steps,
-        frames_per_step=config.world_batch_size * config.fine_frames, loss_of_step=loss_of_step,
-        sample=lambda step: sample(state.average.module, step),
+        run, STAGE, state, WorldObjective(state, config, latents, episodes, vocabulary.noop),
+        total_steps=config.world_steps, items_per_step=config.world_batch_size,
+        frames_per_step=config.world_batch_size * config.fine_frames,
+        sample=lambda step: sample(average.module, step),
     )  # fmt: skip
     return state
 

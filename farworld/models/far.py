@@ -18,6 +18,7 @@ N tokens, D model width, A attention heads, K width of one head.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from farworld.models.attention import QKV, Attend, ClipAttention, Positions, full_attention, rope_table, rotate
 
@@ -304,6 +306,7 @@ class FAR(nn.Module):
     def __init__(self, config: FARConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False  # trade time for memory: blocks run again in the backward pass; set by who trains
         width, channels = config.width, config.latent_channels
         self.fine_embedding = nn.Linear(channels * config.patch_size**2, width)
         if config.context_patch_size:
@@ -412,9 +415,11 @@ class FAR(nn.Module):
         coarse_stream = None
         if coarse is not None and config.context_patch_size:
             coarse_stream = self._stream(coarse, self.coarse_embedding, config.context_patch_size, modulate)
-        for block in self.blocks[:-1]:
-            fine_stream, coarse_stream = block(fine_stream, coarse_stream, attend)
-        fine_stream, coarse_stream = self.blocks[-1](fine_stream, coarse_stream, attend, num_outputs)
+        for block in self.blocks:
+            outputs = num_outputs if block is self.blocks[-1] else None
+            if self.recompute and torch.is_grad_enabled():
+                block = functools.partial(checkpoint, block, use_reentrant=False)
+            fine_stream, coarse_stream = block(fine_stream, coarse_stream, attend, outputs)
         tokens = self._final(fine_stream)
         velocity = _unpatchify(self.velocity_head(tokens), config, config.patch_size)
         if self.copy_head is not None:

@@ -26,25 +26,26 @@ def velocity_target(latents: Tensor, noise: Tensor) -> Tensor:
     return noise - latents
 
 
-def sample_timesteps(
-    shape: tuple[int, ...],
-    generator: torch.Generator,
-    *,
-    mean: float = 0.0,
-    std: float = 1.0,
-    pure_noise_ratio: float = 0.0,
+def timesteps_of_draws(
+    normal: Tensor, uniform: Tensor, *, mean: float = 0.0, std: float = 1.0, pure_noise_ratio: float = 0.0
 ) -> Tensor:
     """Logit-normal timesteps, each replaced by exactly 1 with probability `pure_noise_ratio`.
 
     The first Euler step starts from pure noise, which a logit-normal never draws: sampling with one or two
     steps depends on it most.
 
+    Args:
+        normal: standard normal draws.
+        uniform: draws in [0, 1), of the same shape.
+        mean: of the logit.
+        std: of the logit.
+        pure_noise_ratio: in [0, 1].
+
     Returns:
-        `shape`, float32, in (0, 1].
+        The draws' shape, float32, in (0, 1].
     """
-    timestep = torch.sigmoid(mean + std * torch.randn(shape, generator=generator))
-    pure = torch.rand(shape, generator=generator) < pure_noise_ratio
-    return torch.where(pure, torch.ones_like(timestep), timestep)
+    timestep = torch.sigmoid(mean + std * normal)
+    return torch.where(uniform < pure_noise_ratio, torch.ones_like(timestep), timestep)
 
 
 def euler_timesteps(num_steps: int) -> list[float]:
