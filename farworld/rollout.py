@@ -349,14 +349,14 @@ class Rollout:
             self._both(torch.stack(latents, dim=1)),
             torch.tensor([timesteps], device=device),
             self._both_conditions(torch.stack(actions, dim=1)),
-            torch.tensor(frames, device=device),
+            frames,
         )
         coarse = None
         if coarse_frames:
             coarse = clean_coarse(
                 self._both(torch.stack([self._latents[frame - kept] for frame in coarse_frames], dim=1)),
                 self._both_conditions(torch.stack([self._actions[frame - kept] for frame in coarse_frames], dim=1)),
-                torch.tensor(coarse_frames, device=device),
+                coarse_frames,
             )
         velocity = self.world.transformer.run(
             fine, coarse, attention, before=before, num_outputs=1, modulate=self._modulate

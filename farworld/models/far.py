@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -125,7 +125,7 @@ class Frames:
     latents: Tensor  # (B, F, C, H, W), scaled
     timestep: Tensor  # (B, F), or broadcast to it, on the embedding's scale or a clean mark
     action: Tensor  # (B, F), int64
-    index: Tensor  # (F,), int64, absolute in the stream
+    index: Sequence[int]  # of each, absolute in the stream; in a clip a range
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +317,7 @@ class FAR(nn.Module):
         self.final_modulation = nn.Linear(width, 2 * width)
         self.velocity_head = nn.Linear(width, channels * config.patch_size**2)
         self.copy_head = nn.Linear(width, config.patch_size**2) if config.copy_gate else None
+        self.coarse_head: nn.Linear | None = None
         if config.coarse_output and config.context_patch_size:
             self.coarse_head = nn.Linear(width, channels * config.context_patch_size**2)
         self._initialise()
@@ -368,22 +369,26 @@ class FAR(nn.Module):
                 f"a clip of {num_frames} frames with {num_fine} fine ones needs between 1 and {num_frames} fine "
                 f"frames and at least {max(needed, 0)} context frames, got {num_coarse}"
             )
-        frames = torch.arange(num_frames, device=noisy.device)
-        fine = Frames(noisy, timestep, action[:, num_frames - num_fine :], frames[num_frames - num_fine :])
-        coarse = None if context is None else clean_coarse(context, action[:, :num_coarse], frames[:num_coarse])
-        attend = self._clip_attention(fine, frames[:num_coarse]) if config.causal else full_attention
+        fine_frames, coarse_frames = range(num_frames - num_fine, num_frames), range(num_coarse)
+        fine = Frames(noisy, timestep, action[:, num_frames - num_fine :], fine_frames)
+        coarse = None if context is None else clean_coarse(context, action[:, :num_coarse], coarse_frames)
+        attend = self._clip_attention(noisy, fine_frames, coarse_frames) if config.causal else full_attention
         before = None if context is None or num_fine == num_frames else context[:, num_frames - num_fine - 1]
         return self.run(fine, coarse, attend, before=before)
 
-    def _clip_attention(self, fine: Frames, coarse_frame: Tensor) -> ClipAttention:
-        config, device = self.config, fine.latents.device.type
+    def _clip_attention(self, latents: Tensor, fine: range, coarse: range) -> ClipAttention:
+        config, device = self.config, latents.device
+        is_mixed = torch.is_autocast_enabled(device.type)
         return ClipAttention(
             window=config.window,
-            fine_frame=fine.index.repeat_interleave(config.fine_tokens),
-            coarse_frame=coarse_frame.repeat_interleave(config.coarse_tokens),
+            fine_frames=fine,
+            coarse_frames=coarse,
+            fine_tokens=config.fine_tokens,
+            coarse_tokens=config.coarse_tokens,
             positions=config.positions,
             num_heads=config.num_heads,
-            dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else fine.latents.dtype,
+            dtype=torch.get_autocast_dtype(device.type) if is_mixed else latents.dtype,
+            device=device,
         )
 
     def run(
@@ -417,15 +422,16 @@ class FAR(nn.Module):
             coarse_stream = self._stream(coarse, self.coarse_embedding, config.context_patch_size, modulate)
         for block in self.blocks:
             outputs = num_outputs if block is self.blocks[-1] else None
+            run_block: Callable = block
             if self.recompute and torch.is_grad_enabled():
-                block = functools.partial(checkpoint, block, use_reentrant=False)
-            fine_stream, coarse_stream = block(fine_stream, coarse_stream, attend, outputs)
+                run_block = functools.partial(checkpoint, block, use_reentrant=False)
+            fine_stream, coarse_stream = run_block(fine_stream, coarse_stream, attend, outputs)
         tokens = self._final(fine_stream)
         velocity = _unpatchify(self.velocity_head(tokens), config, config.patch_size)
         if self.copy_head is not None:
             gate = _stretched(_unpatchify(self.copy_head(tokens), config, config.patch_size).float().sigmoid())
             velocity = _mix_in_copy(velocity.float(), gate, fine, before)
-        if coarse_stream is not None and config.coarse_output and config.context_patch_size:
+        if coarse_stream is not None and self.coarse_head is not None and config.context_patch_size:
             coarse_velocity = self.coarse_head(self._final(coarse_stream))
             velocity = torch.cat([_unpatchify(coarse_velocity, config, config.context_patch_size), velocity], dim=1)
         return velocity
@@ -446,15 +452,14 @@ class FAR(nn.Module):
     def _stream(self, frames: Frames, embedding: nn.Module, patch: int, modulate: Modulate) -> Stream:
         config = self.config
         rows, columns = config.latent_height // patch, config.latent_width // patch
-        stride, frame_scale = patch // config.patch_size, config.positions.frame_scale
-        return Stream(
-            embedding(patchify(frames.latents, patch)),
-            modulate(frames.timestep, frames.action),
-            rope_table(frames.index, rows, columns, stride, config.head_size, frame_scale=frame_scale),
-        )
+        rope = rope_table(
+            frames.index, rows, columns, patch // config.patch_size, config.head_size,
+            frame_scale=config.positions.frame_scale, device=frames.latents.device,
+        )  # fmt: skip
+        return Stream(embedding(patchify(frames.latents, patch)), modulate(frames.timestep, frames.action), rope)
 
 
-def clean_coarse(latents: Tensor, action: Tensor, index: Tensor) -> Frames:
+def clean_coarse(latents: Tensor, action: Tensor, index: Sequence[int]) -> Frames:
     """Frames of the long-term stream, which are always clean; see `Frames`."""
     return Frames(latents, torch.full((1, 1), CLEAN_LONG_TERM, device=latents.device), action, index)
 
