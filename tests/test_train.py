@@ -334,9 +334,9 @@ def test_idle_clips_repeat_one_frame_under_the_noop():
         np.arange(40 * 2, dtype=np.float16).reshape(40, 2, 1, 1), np.array([0, 40]), np.full(40, 2, np.int64)
     )
     config = override(PRESETS["maze-xs"], [*SMALL, "idle_ratio=1.0"])
-    generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
-    clips = world_stage.random_clips(latents, [0], config, 12, 0, generators)
+    kind, generators = world_stage.ClipKind(12, 0.0), [torch.Generator().manual_seed(seed) for seed in range(3)]
+    clips = world_stage.random_clips(latents, [0], config, kind, 0, generators)
     assert torch.equal(clips.latents, clips.latents[:, :1].expand_as(clips.latents)) and (clips.actions == 0).all()
-    clips = world_stage.random_clips(latents, [0], config, 12, None, generators)
+    clips = world_stage.random_clips(latents, [0], config, kind, None, generators)
     assert (clips.latents[:, 1:] - clips.latents[:, :-1] == 2).all() and (clips.actions == 2).all()
     assert [float(clip[0, 0]) for clip in clips.latents] == [2 * start for _, start in clips.places]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from farworld.dataset import Dataset
 from farworld.train.autoencoder import STAGE as AUTOENCODER_STAGE
 from farworld.train.autoencoder import STATISTICS, load_autoencoder, train_autoencoder
-from farworld.train.config import ARCHITECTURE, TrainConfig, override, preset
+from farworld.train.config import ARCHITECTURE, PRESETS, TrainConfig, override, preset
 from farworld.train.export import draw_samples, export_world
 from farworld.train.latents import cache_latents
 from farworld.train.ranks import Ranks
@@ -28,18 +29,55 @@ def open_run(
     stored = Run.stored_config(path)
     if stored is not None and not resume and (begun := _begun_stages(path, stage)):
         raise ValueError(f"{path} already holds a run ({begun}); go on with --resume, or choose another --out")
+    config = _choose_config(path, stored, preset_name, overrides)
+    _check_data(data, config)
+    ranks.wait()  # no rank may look at the folder once the first one has begun to fill it
+    return Run(path, config, ranks)
+
+
+def plan(
+    path: Path, preset_name: str | None, overrides: list[str], *, resume: bool, data: Dataset, ranks: Ranks
+) -> dict[str, Any]:
+    """What a run would take, JSON-ready; see `farworld.train.estimate.Estimate`. Nothing is written.
+
+    Raises:
+        ValueError: see `open_run`.
+    """
+    from farworld.train.estimate import estimate_world
+
+    config = _choose_config(path, Run.stored_config(path) if resume else None, preset_name, overrides)
+    _check_data(data, config)
+    lengths = [data.num_frames(i) for i in range(len(data))]
+    ranks.share(config.world_batch_size, config.accumulate)
+    estimate = estimate_world(
+        config, len(data.spec.action_vocabulary), ranks.device, longest=max(lengths), processes=ranks.count
+    )
+    return {
+        "preset": config.preset,
+        "device": str(ranks.device),
+        "processes": ranks.count,
+        **estimate.to_json(),
+        "clips_per_step": config.world_batch_size,
+        "autoencoder_steps": config.autoencoder_steps,
+        "world_steps": config.world_steps,
+        "episodes": len(data),
+        "frames": sum(lengths),
+    }
+
+
+def _choose_config(
+    path: Path, stored: TrainConfig | None, preset_name: str | None, overrides: list[str]
+) -> TrainConfig:
+    """The config of a run that goes on, or of a new one."""
     if stored is not None:
         if preset_name not in (None, stored.preset):
             raise ValueError(f"{path} was begun with --preset {stored.preset}, not {preset_name}; choose another --out")
         config = override(stored, overrides)
         _check_architecture(path, stored, config)
-    elif preset_name is None:
-        raise ValueError("a new run needs --preset: maze-xs, maze-s, voxel-xs or voxel-s")
-    else:
-        config = preset(preset_name, overrides)
-    _check_data(data, config)
-    ranks.wait()  # no rank may look at the folder once the first one has begun to fill it
-    return Run(path, config, ranks)
+        return config
+    if preset_name is None:
+        raise ValueError(f"a new run needs --preset: {', '.join(PRESETS)}")
+    return preset(preset_name, overrides)
 
 
 def _check_architecture(path: Path, stored: TrainConfig, config: TrainConfig) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,21 +32,29 @@ STAGE_KEY = 2  # see step_generator
 
 
 @dataclass(frozen=True, slots=True)
+class ClipKind:
+    """What the clips of a step have in common."""
+
+    length: int  # frames
+    own_context_ratio: float  # see `flow_matching_loss`
+
+
+@dataclass(frozen=True, slots=True)
 class Clips:
     """A batch of clips, or the part of it that one process trains on."""
 
     latents: Tensor  # (B, T, C, H, W), float32, scaled
     actions: Tensor  # (B, T), int64, the action that produced each frame
+    kind: ClipKind
     places: list[tuple[int, int]]  # episode and first frame of each
     draws: Draws  # of all that is random in the loss
 
 
-def clip_length(longest: int, config: TrainConfig, generator: torch.Generator) -> int:
-    """The length of a batch's clips, drawn log-uniformly from fine_frames up to `longest`, in frames."""
+def clip_length(longest: int, config: TrainConfig, draw: float) -> int:
+    """The length of a batch's clips for a draw in [0, 1], log-uniform from fine_frames up to `longest`, in frames."""
     shortest = min(config.fine_frames, longest)
     if config.context_patch_size is None:  # every frame is fine, and trained on
         longest = shortest
-    draw = float(torch.rand(1, generator=generator))
     return round(math.exp(math.log(shortest) + draw * math.log(longest / shortest)))
 
 
@@ -53,11 +62,12 @@ def random_clips(
     latents: LatentDataset,
     episodes: list[int],
     config: TrainConfig,
-    length: int,
+    kind: ClipKind,
     noop: int | None,
     generators: list[torch.Generator],
 ) -> Clips:
-    """Clips of one length, each drawn by its own generator from the episodes that are long enough."""
+    """Clips of one kind, each drawn by its own generator from the episodes that are long enough."""
+    length = kind.length
     candidates = [episode for episode in episodes if latents.num_frames(episode) >= length]
     clips, actions, places = [], [], []
     for generator in generators:
@@ -69,7 +79,7 @@ def random_clips(
         clips.append(clip)
         actions.append(produced_by)
         places.append((episode, start))
-    return Clips(torch.stack(clips), torch.stack(actions), places, Draws(generators))
+    return Clips(torch.stack(clips), torch.stack(actions), kind, places, Draws(generators))
 
 
 def flow_matching_loss(
@@ -213,7 +223,13 @@ class WorldObjective:
     """Flow matching on random clips; see `farworld.train.run.Objective`."""
 
     def __init__(
-        self, state: TrainState, config: TrainConfig, latents: LatentDataset, episodes: list[int], noop: int | None
+        self,
+        state: TrainState,
+        config: TrainConfig,
+        latents: LatentDataset,
+        episodes: list[int],
+        noop: int | None,
+        kind_of_step: Callable[[int], ClipKind],
     ) -> None:
         """Learn from some episodes.
 
@@ -223,44 +239,45 @@ class WorldObjective:
             latents: of all episodes.
             episodes: those to draw from.
             noop: the action that does nothing, if there is one, for clips that idle.
+            kind_of_step: what a step's clips are like; a function of the step alone.
         """
         assert isinstance(state.model, FAR)
         self._state, self._far = state, state.model.config
         self._config, self._latents, self._episodes, self._noop = config, latents, episodes, noop
-        self._longest = max(latents.num_frames(episode) for episode in episodes)
+        self._kind_of_step = kind_of_step
         self._device = next(state.model.parameters()).device
 
-    def _is_late(self, step: int) -> bool:
-        return step >= self._config.decay_start(self._config.world_steps)
+    def draw(self, step: int, items: range) -> Clips:
+        """The clips of these items."""
+        generators = [step_generator(self._config, STAGE_KEY, step, item) for item in items]
+        kind = self._kind_of_step(step)
+        return random_clips(self._latents, self._episodes, self._config, kind, self._noop, generators)
 
-    def draw(self, step: int, items: range) -> tuple[Clips, float]:
-        """The clips of these items, and the share that sees the model's own predictions."""
-        config, late = self._config, self._is_late(step)
-        longest = min(config.max_clip_frames if late else config.early_clip_frames, self._longest)
-        length = clip_length(longest, config, step_generator(config, STAGE_KEY, step))
-        generators = [step_generator(config, STAGE_KEY, step, item) for item in items]
-        clips = random_clips(self._latents, self._episodes, config, length, self._noop, generators)
-        return clips, config.own_context_ratio if late else 0.0
-
-    def loss(self, drawn: tuple[Clips, float]) -> Tensor:
+    def loss(self, drawn: Clips) -> Tensor:
         """See `flow_matching_loss`."""
-        clips, own_context_ratio = drawn
         with autocast(self._config, self._device):
             return flow_matching_loss(
                 self._state.replica,
                 self._far,
-                to_device(clips.latents, self._device),
-                to_device(clips.actions, self._device),
+                to_device(drawn.latents, self._device),
+                to_device(drawn.actions, self._device),
                 self._config,
-                clips.draws,
-                own_context_ratio=own_context_ratio,
+                drawn.draws,
+                own_context_ratio=drawn.kind.own_context_ratio,
             )
 
-    def describe(self, drawn: tuple[Clips, float]) -> list[dict[str, int]]:
+    def describe(self, drawn: Clips) -> list[dict[str, int]]:
         """Episode, first frame and number of frames of each clip."""
-        clips, _ = drawn
-        frames = clips.actions.shape[1]
-        return [{"episode": episode, "start": start, "frames": frames} for episode, start in clips.places]
+        return [{"episode": episode, "start": start, "frames": drawn.kind.length} for episode, start in drawn.places]
+
+
+def kind_of_step(step: int, config: TrainConfig, longest_episode: int) -> ClipKind:
+    """Clips are short at first; in the decay of the learning rate they are long and see the model's own predictions."""
+    draw = float(torch.rand(1, generator=step_generator(config, STAGE_KEY, step)))
+    if step < config.decay_start(config.world_steps):
+        return ClipKind(clip_length(min(config.early_clip_frames, longest_episode), config, draw), 0.0)
+    longest = min(config.max_clip_frames, longest_episode)
+    return ClipKind(clip_length(longest, config, draw), config.own_context_ratio)
 
 
 def train_world(
@@ -282,8 +299,10 @@ def train_world(
     state = new_state(config, len(vocabulary), run.ranks)
     average = state.average
     assert average is not None
+    longest = max(latents.num_frames(episode) for episode in episodes)
+    kinds = partial(kind_of_step, config=config, longest_episode=longest)
     fit(
-        run, STAGE, state, WorldObjective(state, config, latents, episodes, vocabulary.noop),
+        run, STAGE, state, WorldObjective(state, config, latents, episodes, vocabulary.noop, kinds),
         total_steps=config.world_steps, items_per_step=config.world_batch_size,
         frames_per_step=config.world_batch_size * config.fine_frames,
         sample=lambda step: sample(average.module, step),

@@ -20,8 +20,9 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -442,7 +443,8 @@ class FAR(nn.Module):
         if self.action_embedding is not None:
             condition = condition + self.action_embedding(action)
         condition = F.silu(condition)
-        return *(block.modulation(condition) for block in self.blocks), self.final_modulation(condition)
+        blocks = cast(Iterable[Block], self.blocks)
+        return *(block.modulation(condition) for block in blocks), self.final_modulation(condition)
 
     def _final(self, stream: Stream) -> Tensor:
         """The stream's tokens, normed and modulated for the heads."""
