@@ -12,8 +12,8 @@ import zlib
 import numpy as np
 import pytest
 
-from farworld import dataset as dataset_module
 from farworld.actions import Action, ActionVocabulary
+from farworld.dataset import format as format_module
 from farworld.dataset import CHUNK_FRAMES, Dataset, DatasetSpec, Episode, create_or_open, encode_episode
 
 VOCABULARY = ActionVocabulary((Action(name="noop"), Action(name="forward", keys=("up",))))
@@ -151,11 +151,15 @@ def test_an_episode_is_never_overwritten(folder):
         writer.write(make_episode(index=1))
 
 
-def test_there_is_one_writer(folder):
-    """Two recordings into one folder would race for the same numbers."""
-    with create_or_open(folder, make_spec()), pytest.raises(ValueError, match="another process"):
-        create_or_open(folder, make_spec())
-    create_or_open(folder, make_spec()).close()
+def test_two_writers_at_once_never_take_the_same_number(folder):
+    """Each gets what neither a file nor the other has; what one gives back is free again."""
+    with create_or_open(folder, make_spec()) as first, create_or_open(folder, make_spec()) as second:
+        assert first.claim(2) == [3, 4]
+        assert second.claim(2) == [5, 6]
+        assert second.free_indices(3) == [5, 6, 7]  # its own, which it has not written yet
+        first.write(make_episode(index=3))
+        first.close()
+        assert second.claim(3) == [4, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -185,8 +189,8 @@ def test_a_full_disk_leaves_what_was_written(folder, monkeypatch):
 
     before = episode_files(folder)
     with create_or_open(folder, make_spec()) as writer:
-        monkeypatch.setattr(dataset_module.os, "fsync", no_space)
-        with pytest.raises(OSError, match="No space"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(os, "fsync", no_space)
             writer.write(make_episode(index=3))
     assert episode_files(folder) == before
     assert len(Dataset(folder)) == 3
@@ -218,8 +222,9 @@ def replace_by_foreign_tar(path):
         tar.add(__file__, arcname="holiday.jpg")
 
 
-def rename_to_other_number(path):
-    path.rename(path.with_name("episode-000009.tar"))
+def cut_out_the_middle(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:20480] + content[30720:])
 
 
 def rewrite(path, old, new):
@@ -268,7 +273,7 @@ def replace_index_by_list(path):
         (cut_to_nothing, "not a tar file, or cut off"),
         (replace_by_text, "not a tar file"),
         (replace_by_foreign_tar, "begins with holiday.jpg"),
-        (rename_to_other_number, "begins with episode-000001"),
+        (cut_out_the_middle, "truncated"),
         (damage_array_header, "actions.npy differs from its checksum"),
         (damage_actions, "actions.npy differs from its checksum"),
         (put_unknown_action, r"action must be an integer in \[0, 1\] \(noop, forward\), got 7"),
@@ -315,7 +320,7 @@ def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return builtins.open(path, *arguments, **options)
 
-    monkeypatch.setattr(dataset_module, "open", guarded_open, raising=False)
+    monkeypatch.setattr(format_module, "open", guarded_open, raising=False)
     assert Dataset(folder, skip_bad=True).bad == [(forbidden, "cannot be read: Permission denied")]
     with pytest.raises(ValueError, match="episode-000001.tar: cannot be read"):
         Dataset(folder)
@@ -356,8 +361,8 @@ def test_a_missing_dataset_says_how_to_make_one(tmp_path, exists):
 def test_a_dataset_of_a_later_version_is_refused(folder):
     """It is not read as if it were this one's."""
     path = folder / "dataset.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(ValueError, match="expected farworld-dataset version 1, got farworld-dataset version 2"):
+    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
+    with pytest.raises(ValueError, match="expected farworld-dataset version 2 or older, got farworld-dataset version 3"):
         Dataset(folder)
 
 
