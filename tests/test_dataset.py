@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from farworld.actions import Action, ActionVocabulary
-from farworld.dataset import format as format_module
 from farworld.dataset import CHUNK_FRAMES, Dataset, DatasetSpec, Episode, create_or_open, encode_episode
+from farworld.dataset import format as format_module
 
 VOCABULARY = ActionVocabulary((Action(name="noop"), Action(name="forward", keys=("up",))))
 
@@ -258,6 +258,16 @@ def put_unknown_action(path):
     rewrite(path, old, new)
     before, after = str(zlib.crc32(old)), str(zlib.crc32(new))
     rewrite(path, before.encode(), after.rjust(len(before)).encode())
+    content = path.read_bytes()
+    index = content[512 : content.index(b"\0", 512)]
+    body, _, checksum = index.rpartition(b", ")
+    new = b'"crc32": %d}' % zlib.crc32(body + b"}")
+    rewrite(path, checksum, new[:9] + new[9:].rjust(len(checksum) - 9))
+
+
+def damage_seed(path):
+    """The index says what nothing else repeats."""
+    rewrite(path, b'"seed": 7', b'"seed": 3')
 
 
 def replace_index_by_list(path):
@@ -277,6 +287,7 @@ def replace_index_by_list(path):
         (damage_array_header, "actions.npy differs from its checksum"),
         (damage_actions, "actions.npy differs from its checksum"),
         (put_unknown_action, r"action must be an integer in \[0, 1\] \(noop, forward\), got 7"),
+        (damage_seed, "its index differs from its checksum"),
         (replace_index_by_list, "its index cannot be read"),
     ],
 )
@@ -362,7 +373,9 @@ def test_a_dataset_of_a_later_version_is_refused(folder):
     """It is not read as if it were this one's."""
     path = folder / "dataset.json"
     path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
-    with pytest.raises(ValueError, match="expected farworld-dataset version 2 or older, got farworld-dataset version 3"):
+    with pytest.raises(
+        ValueError, match="expected farworld-dataset version 2 or older, got farworld-dataset version 3"
+    ):
         Dataset(folder)
 
 
