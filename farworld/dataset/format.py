@@ -198,6 +198,15 @@ class StoredEpisode:
         member = self._first_array + _ARRAYS.index(key)
         return self._read_arrays(member, member + 1)[0]
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """(T, ...) each, in one read: actions, rewards, terminated, truncated, and `env_action/<key>`.
+
+        Raises:
+            DamageError: damaged data.
+        """
+        keys = [*_ARRAYS, *(f"env_action/{key}" for key in self.header.get("env_actions", ()))]
+        return dict(zip(keys, self._read_arrays(self._first_array, len(self.sizes)), strict=True))
+
     def env_actions(self) -> dict[str, np.ndarray]:
         """The environment's own actions, see `Episode`.
 

@@ -117,6 +117,8 @@ class _Reader:
                     begin = start + len(data)
                     self._file = _open(self._address, self._on_hub, begin)
                     self._position = begin if self._file.headers.get("Content-Range") else 0
+                    if self._address.startswith("file:"):
+                        self._position = self._file.fp.seek(begin)
                 while self._position < start + len(data):
                     self._advance(min(_PIECE, start + len(data) - self._position))
                 data += self._advance(size - len(data))

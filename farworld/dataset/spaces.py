@@ -201,7 +201,10 @@ def check_description(description: Any) -> None:
     if description == {}:
         return
     try:
-        for _, part in _leaves(description):
+        leaves = list(_leaves(description))
+        if len(leaves) != len(parts_of(description)):
+            raise ValueError("two parts with one name")
+        for _, part in leaves:
             if part["type"] not in ("Discrete", "MultiDiscrete", "MultiBinary", "Box"):
                 raise ValueError(f"a space of the unknown type {part['type']!r}")
             _shape(part), _dtype(part), _bounds(part)

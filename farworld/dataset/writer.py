@@ -190,7 +190,9 @@ class DatasetWriter:
         check_episode(self.spec, episode)
         path = write_episode(self.directory, episode)
         with self._threads:
-            self._claimed.add(episode.index)
+            if episode.index not in self._claimed:
+                self._claimed.add(episode.index)
+                self._save()
         return path
 
 
