@@ -362,10 +362,10 @@ def open_episode(
         header = json.loads(text)
         members = header.pop("members")
         checksum = header.pop("crc32", None)
-        _check_header(header, spec, int(match[1]))
         has_checksum = header["schema"] != f"{EPISODE_FORMAT}/1"
         if has_checksum and checksum != zlib.crc32(text[: text.rindex(b", ")] + b"}"):
             raise DamageError("its index differs from its checksum")
+        _check_header(header, spec, int(match[1]))
         names = member_names(header["index"], header["num_frames"], header.get("env_actions", ()))
         if [member["name"] for member in members] != names:
             raise DamageError(
