@@ -206,7 +206,9 @@ def test_a_pull_of_nothing_is_one_line(tmp_path, server):
     server.files = {"notes.txt": b"hello"}
     with pytest.raises(ValueError, match="no farworld dataset: dataset.json is missing"):
         hub.pull("owner/name", tmp_path / "out")
-    with pytest.raises(ConnectionError, match=r"owner/other could not be pulled \(404 .*Repository Not Found.*check the name"):
+    with pytest.raises(
+        ConnectionError, match=r"owner/other could not be pulled \(404 .*Repository Not Found.*check the name"
+    ):
         hub.pull("owner/other", tmp_path / "out")
     server.shutdown()
     server.server_close()
