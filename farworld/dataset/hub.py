@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from farworld.dataset.derive import SHARD_BYTES, check_new, pack
 from farworld.dataset.format import CHUNK_FRAMES, end_of_tar
@@ -120,7 +121,7 @@ def _upload(files: Mapping[str, Path | bytes], name: str, message: str, private:
         api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
         there = api.list_repo_files(name, repo_type="dataset")
         stale = sorted(file for file in there if file.startswith(f"{SHARDS_FOLDER}/") and file not in files)
-        operations = [
+        operations: list[Any] = [
             *(huggingface_hub.CommitOperationAdd(path_in_repo=f, path_or_fileobj=data) for f, data in files.items()),
             *(huggingface_hub.CommitOperationDelete(path_in_repo=file) for file in stale),
         ]
