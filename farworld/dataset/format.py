@@ -254,14 +254,15 @@ class StoredEpisode:
 
     def check(self, spec: DatasetSpec) -> None:
         """Compare the small members with their checksums, and the actions with the frames and the dataset."""
-        contents = self._read_arrays(self._first_array, len(self.sizes))
-        actions = contents[_ARRAYS.index("actions")]
+        contents = self._read(self._first_array, len(self.sizes))
+        self._check_sums(self._first_array, contents)
+        actions = _parse_array(contents[_ARRAYS.index("actions")])
         shape = (self.num_frames - 1,)
         if actions.dtype != np.int64 or actions.shape != shape:
             raise DamageError(f"actions must be int64 {shape}, got {actions.dtype} {actions.shape}")
         check_actions(spec, actions)
-        keys = self.header.get("env_actions", ())
-        check_env_actions(spec.action_space, dict(zip(keys, contents[len(_ARRAYS) :], strict=True)), shape[0])
+        keys, own = self.header.get("env_actions", ()), map(_parse_array, contents[len(_ARRAYS) :])
+        check_env_actions(spec.action_space, dict(zip(keys, own, strict=True)), shape[0])
 
     def verify(self, spec: DatasetSpec) -> None:
         """Read the episode in full; ValueError if anything differs from what was written."""
@@ -307,8 +308,8 @@ class StoredEpisode:
 
     def _read_arrays(self, first: int, stop: int) -> list[np.ndarray]:
         contents = self._read(first, stop)
-        self._check_sums(first, contents)  # first: what a damaged array's header makes NumPy raise can be anything
-        return [np.lib.format.read_array(io.BytesIO(data), allow_pickle=False) for data in contents]
+        self._check_sums(first, contents)
+        return [_parse_array(data) for data in contents]
 
     def _check_sums(self, first: int, contents: Sequence[memoryview]) -> None:
         for member, data in enumerate(contents, first):
@@ -322,6 +323,11 @@ def read_at(path: Path, offset: int, size: int) -> bytes:
     with open(path, "rb", buffering=0) as file:
         file.seek(offset)
         return file.read(size)
+
+
+def _parse_array(data: memoryview) -> np.ndarray:
+    """The array of an .npy member whose checksum was compared before: a damaged one can raise anything."""
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
 
 
 def _decompress(decompressor: zstandard.ZstdDecompressor, data: memoryview, size: int) -> bytes:
