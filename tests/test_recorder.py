@@ -23,7 +23,9 @@ TINY = "tiny_env:Tiny-v0"
 
 
 def files_of(folder):
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """What must not depend on when it was recorded; recordings.jsonl says when."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "recordings.jsonl")
+    return {path.name: path.read_bytes() for path in files}
 
 
 def start_command(*arguments):
