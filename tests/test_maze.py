@@ -1,5 +1,6 @@
 import dataclasses
 import hashlib
+import itertools
 import re
 import subprocess
 import sys
@@ -391,6 +392,34 @@ def test_every_shape_fills_its_own_box_and_no_more(shape, heading):
     assert 1.3 * 0.15 / 2 * 128 <= np.ptp(columns) + 1 <= 2.1 * 0.15 / 1.85 * 128
 
 
+@pytest.mark.parametrize(
+    ("shape", "widths"),  # of its widest, at a quarter, half and three quarters of its height
+    [
+        (BALL, (0.87, 1, 0.87)),
+        (PILLAR, (1, 1, 1)),
+        (CONE, (0.75, 0.5, 0.25)),
+        (BOX, (1, 1, 1)),
+        (GEM, (0.5, 1, 0.5)),
+    ],
+)
+def test_every_shape_has_its_outline(shape, widths):
+    thing = ball(3.4, shape=shape, ground=0.35, height=0.3, radius=0.15)
+    rows = magenta(draw(scene_of(hall(), [thing]), 1.2, 2.5, 0.0, 512)).sum(1)
+    bottom, top = np.flatnonzero(rows)[[-1, 0]]
+    for part, width in zip((0.25, 0.5, 0.75), widths, strict=True):
+        row = round(bottom + part * (top - bottom))
+        assert rows[row] / rows.max() == pytest.approx(width, abs=0.09), part
+
+
+@pytest.mark.parametrize("shape", [BALL, PILLAR, CONE, BOX, GEM])
+def test_a_shape_is_brighter_on_the_side_of_the_light(shape):
+    """The light comes from above, from the south-east."""
+    scene = scene_of(hall(), [ball(2.5, shape=shape, ground=0.35)])
+    views = [draw(scene, x, 2.5, heading, 64) for x, heading in ((1.3, 0.0), (3.7, 180.0))]
+    from_west, from_east = (view[magenta(view)].mean() for view in views)
+    assert from_east > 1.1 * from_west
+
+
 def test_a_shape_behind_a_wall_is_not_seen():
     walls = hall()
     walls[2, 2] = True
@@ -456,6 +485,17 @@ def test_clouds_turn_with_the_heading():
     assert np.abs(draw(scene, 4.5, 4.5, 90.0, 64)[:16].astype(int) - here[:16]).mean() > 3
 
 
+def test_clouds_fade_towards_the_horizon():
+    """Far clouds would flicker with every step."""
+    walls = np.ones((51, 51), bool)
+    walls[1:50, 1:50] = False
+    frame = draw(scene_of(walls, sky="clouds"), 1.5, 25.5, 0.0, 512).astype(int)
+    horizon = 256 - 256 * 0.5 / 48.5  # the top of the wall 48.5 cells ahead
+    low, high = frame[int(horizon) - 3], frame[40]
+    assert np.abs(low - SKY_RGB).max() < 12
+    assert np.ptp(high, axis=0).max() > 60
+
+
 # Goals
 
 
@@ -490,10 +530,10 @@ def test_reaching_a_goal_rewards_and_puts_the_camera_elsewhere():
 def test_a_goal_is_reached_by_whoever_walks_through_its_room():
     """0.4 cells are more than the farthest that the camera can be from the middle of a passage."""
     assert GOAL_REACH > BODY_RADIUS * np.sqrt(2)
-    env = MazeEnv(goals=1)
-    for seed in range(10):
+    env = MazeEnv(goals=8, size=16)
+    for seed in range(40):
         env.reset(seed=seed)
-        assert env.cell not in env.goals
+        assert env.cell not in env.goals and len(set(env.goals)) == 8
 
 
 def test_without_goals_there_is_no_reward():
@@ -607,17 +647,69 @@ def test_revisit_goes_out_before_it_comes_back():
     assert far > 40
 
 
+def test_every_excursion_ends_in_the_pose_that_it_began_in():
+    """Corners can be passed in one direction only: what was played through and did not return is not played."""
+    env = MazeEnv(size=16)
+    num_excursions = 0
+    for seed in range(12):
+        env.reset(seed=seed)
+        policy = env.policy("revisit", np.random.default_rng(seed))
+        for _ in range(10):
+            for _ in range(7):
+                env.step(policy())
+            pose = env.pose
+            for action in policy._excursion():
+                pose = env.preview(pose, action)
+                num_excursions += pose == env.pose
+            assert pose.is_near(env.pose)
+    assert num_excursions > 20
+
+
+def test_revisit_looks_aside_and_back():
+    env = MazeEnv(size=16)
+    letters = {"turn_left": "l", "turn_right": "r", "noop": "n"}
+    text = ""
+    for seed in range(6):
+        _, actions, *_ = play(env, "revisit", seed)
+        text += "".join(letters.get(env.action_vocabulary.names[action], "-") for action in actions) + "|"
+    looks = [(len(m[1]), len(m[2])) for m in re.finditer(r"(l{3,9})n*(r{3,9})", text)]
+    looks += [(len(m[1]), len(m[2])) for m in re.finditer(r"(r{3,9})n*(l{3,9})", text)]
+    assert sum(there == back for there, back in looks) > 8, looks
+
+
 def test_revisit_comes_home_to_the_cell_where_no_turns_are_half_a_circle():
+    """Measured: every second cell that it enters is one that it left shortly before, for a tour every fifth."""
     env = MazeEnv(preset="dmlab", turn_degrees=16.9, size=16)
-    num_returns = 0
-    for seed in range(4):
-        _, _, poses, _ = play(env, "revisit", seed)
-        cells = [pose.cell for pose in poses]
-        steps = [i for i in range(1, len(cells)) if cells[i] != cells[i - 1]]
-        path = [cells[0], *(cells[i] for i in steps)]
-        num_returns += sum(path[i] == path[i - 6] and len(set(path[i - 6 : i])) > 3 for i in range(6, len(path)))
-        assert len(set(cells)) > 4
-    assert num_returns >= 4
+    shares = {}
+    for name in ("tour", "revisit"):
+        returns = entered = 0
+        for seed in range(6):
+            cells = [pose.cell for pose in play(env, name, seed)[2]]
+            path = [cells[0]] + [cell for before, cell in itertools.pairwise(cells) if cell != before]
+            entered += len(path)
+            for i, cell in enumerate(path):
+                away = 0
+                for other in reversed(path[max(0, i - 12) : i]):
+                    away = max(away, abs(other[0] - cell[0]) + abs(other[1] - cell[1]))
+                    if other == cell and away >= 2:
+                        returns += 1
+                        break
+        shares[name] = returns / entered
+    assert shares["revisit"] > 0.35 and shares["tour"] < 0.3, shares
+
+
+def test_revisit_drops_an_excursion_that_others_disturb():
+    env = MazeEnv(size=16)
+    env.reset(seed=0)
+    policy = env.policy("revisit", np.random.default_rng(0))
+    for _ in range(300):
+        env.step(policy())
+        if len(policy._planned) > 30:
+            break
+    assert len(policy._planned) > 30
+    act(env, "turn_left")
+    env.step(policy())
+    assert len(policy._planned) == 0
 
 
 @pytest.mark.parametrize("name", MazeEnv.POLICIES)
