@@ -17,6 +17,7 @@ def train(
     data: Path,
     out: Path,
     preset: str | None = None,
+    init: str | None = None,
     stage: Stage = "all",
     steps: int | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
@@ -38,6 +39,9 @@ def train(
         The run's directory.
     preset
         Model and training sizes: maze-xs, maze-s, voxel-xs or voxel-s. Needed for a new run.
+    init
+        A world, run or hub repository whose weights the new run begins with, its autoencoder included; sizes are the
+        world's own unless --preset is given. With --set shortcut_steps=8 it learns to take few steps.
     stage
         What to do: train the autoencoder, cache latents, train the world model, or all of it.
     steps
@@ -67,7 +71,7 @@ def train(
     chosen = choose_device(device)
     with stdout_to_stderr() if json else contextlib.nullcontext():
         dataset = Dataset(data, skip_bad=skip_bad)
-        run = open_run(out, preset, overrides, resume=resume, stage=stage, data=dataset)
+        run = open_run(out, preset, overrides, resume=resume, stage=stage, data=dataset, init=init)
         with contextlib.closing(run):
             result = run_stages(run, dataset, stage, chosen)
     seconds = round(time.perf_counter() - began, 1)

@@ -11,6 +11,7 @@ from farworld.train.autoencoder import STAGE as AUTOENCODER_STAGE
 from farworld.train.autoencoder import STATISTICS, load_autoencoder, train_autoencoder
 from farworld.train.config import ARCHITECTURE, TrainConfig, override, preset
 from farworld.train.export import draw_samples, export_world
+from farworld.train.initial import adopt, check_sizes, config_of, open_world
 from farworld.train.latents import cache_latents
 from farworld.train.run import Run
 from farworld.train.world import STAGE as WORLD_STAGE
@@ -18,15 +19,25 @@ from farworld.train.world import split_episodes, train_world
 
 
 def open_run(
-    path: Path, preset_name: str | None, overrides: list[str], *, resume: bool, stage: str, data: Dataset
+    path: Path,
+    preset_name: str | None,
+    overrides: list[str],
+    *,
+    resume: bool,
+    stage: str,
+    data: Dataset,
+    init: str | None = None,
 ) -> Run:
-    """Begin a run, or go on with one.
+    """Begin a run, with the weights of the world `init` if given, or go on with one.
 
     Raises:
         ValueError: the folder holds a run of this stage and `resume` is off, there is no preset to begin with,
-            or the data does not fit.
+            or the data or the weights do not fit.
     """
     stored = Run.stored_config(path)
+    if stored is not None and init is not None:
+        raise ValueError(f"{path} already holds a run, and --init begins one; leave it out, or choose another --out")
+    world = None if init is None else open_world(init, data)
     if stored is not None and not resume and (begun := _begun_stages(path, stage)):
         raise ValueError(f"{path} already holds a run ({begun}); go on with --resume, or choose another --out")
     if stored is not None:
@@ -34,12 +45,19 @@ def open_run(
             raise ValueError(f"{path} was begun with --preset {stored.preset}, not {preset_name}; choose another --out")
         config = override(stored, overrides)
         _check_architecture(path, stored, config)
+    elif world is not None and preset_name is None:
+        config = config_of(world, overrides)
     elif preset_name is None:
         raise ValueError("a new run needs --preset: maze-xs, maze-s, voxel-xs or voxel-s")
     else:
         config = preset(preset_name, overrides)
     _check_data(data, config)
-    return Run(path, config)
+    if world is None:
+        return Run(path, config)
+    check_sizes(world, config)
+    run = Run(path, config)
+    adopt(run, world)
+    return run
 
 
 def _check_architecture(path: Path, stored: TrainConfig, config: TrainConfig) -> None:
