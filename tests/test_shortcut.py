@@ -211,6 +211,7 @@ class Field(torch.nn.Module):
         self.calls = []
 
     def forward(self, noisy, timestep, action, context, *, step_size, context_timestep, before):
+        """Twice the latents."""
         self.calls.append((noisy, timestep, step_size))
         return 2 * noisy
 
