@@ -55,9 +55,7 @@ class TrainConfig:
     short_term_frames: int
     causal: bool = True  # False: Video-DiT, the paper's baseline; with context_patch_size=None and copy_gate=False
     copy_gate: bool = True  # take over what stands still from the frame before, see farworld.models.far
-    shortcut_steps: int | None = (
-        None  # steps of the finest step size that the model is told, a power of two; None: none
-    )
+    shortcut_steps: int | None = None  # of the finest step size that the model is told, a power of two; None: no size
     world_steps: int
     world_batch_size: int = 4  # clips
     fine_frames: int = 16  # frames of a clip that are trained on, the last ones
