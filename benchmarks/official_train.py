@@ -94,7 +94,7 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bfloat16"):
             velocity = self.forward(batch["noisy"], batch["timestep"], batch["action"], batch["context"])
-        loss = velocity_loss(velocity.float(), batch["truth"], batch["noise"], batch["is_clean"])
+        loss = velocity_loss(velocity.float(), flow.velocity_target(batch["truth"], batch["noise"]), batch["is_clean"])
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()

@@ -414,7 +414,8 @@ def check_training_step(case: Case) -> Iterator[Comparison]:
     num_judged = min(latents.shape[1], model.config.short_term_frames)
     with torch.enable_grad():
         velocity = forward_clip(model, noisy, timestep, action)
-        loss = velocity_loss(*(part[:, -num_judged:] for part in (velocity, latents, noise, is_clean)))
+        target = flow.velocity_target(latents, noise)
+        loss = velocity_loss(*(part[:, -num_judged:] for part in (velocity, target, is_clean)))
         loss.backward()
     yield compare("loss", loss.reshape(1), case["loss"])
 

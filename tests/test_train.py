@@ -292,8 +292,8 @@ def test_own_predictions_keep_the_frames_that_are_context():
     assert torch.equal(same, expected) and 0 < same.sum() < same.numel()
 
 
-def draws(count: int) -> Draws:
-    return Draws([torch.Generator().manual_seed(seed) for seed in range(count)])
+def draws(count: int, first_seed: int = 0) -> Draws:
+    return Draws([torch.Generator().manual_seed(first_seed + item) for item in range(count)])
 
 
 def test_psnr_of_known_errors():

@@ -19,6 +19,7 @@ def train(
     data: Path,
     out: Path,
     preset: str | None = None,
+    init: str | None = None,
     stage: Stage = "all",
     steps: int | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
@@ -41,6 +42,9 @@ def train(
         The run's directory.
     preset
         Model and training sizes: maze-xs, maze-s, voxel-xs or voxel-s. Needed for a new run.
+    init
+        A world, run or hub repository whose weights the new run begins with, its autoencoder included; sizes are the
+        world's own unless --preset is given. With --set shortcut_steps=8 it learns to take few steps.
     stage
         What to do: train the autoencoder, cache latents, train the world model, or all of it.
     steps
@@ -72,10 +76,11 @@ def train(
         overrides += [f"autoencoder_steps={steps}", f"world_steps={steps}"]
     with stdout_to_stderr() if json else contextlib.nullcontext(), join_ranks(device) as ranks:
         dataset = Dataset(data, skip_bad=skip_bad)
+        choice = {"resume": resume, "data": dataset, "init": init, "ranks": ranks}
         if dry_run:
-            report = plan(out, preset, overrides, resume=resume, data=dataset, ranks=ranks)
+            report = plan(out, preset, overrides, **choice)
         else:
-            run = open_run(out, preset, overrides, resume=resume, stage=stage, data=dataset, ranks=ranks)
+            run = open_run(out, preset, overrides, stage=stage, **choice)
             with contextlib.closing(run):
                 result = run_stages(run, dataset, stage)
     if not ranks.is_first:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from farworld.checkpoint import World
 from farworld.dataset import Dataset
 from farworld.train.autoencoder import STAGE as AUTOENCODER_STAGE
 from farworld.train.autoencoder import STATISTICS, load_autoencoder, train_autoencoder
 from farworld.train.config import ARCHITECTURE, PRESETS, TrainConfig, override, preset
 from farworld.train.export import draw_samples, export_world
+from farworld.train.initial import adopt, check_sizes, config_of, open_world
 from farworld.train.latents import cache_latents
 from farworld.train.ranks import Ranks
 from farworld.train.run import Run
@@ -18,25 +20,47 @@ from farworld.train.world import split_episodes, train_world
 
 
 def open_run(
-    path: Path, preset_name: str | None, overrides: list[str], *, resume: bool, stage: str, data: Dataset, ranks: Ranks
+    path: Path,
+    preset_name: str | None,
+    overrides: list[str],
+    *,
+    resume: bool,
+    stage: str,
+    data: Dataset,
+    ranks: Ranks,
+    init: str | None = None,
 ) -> Run:
-    """Begin a run, or go on with one.
+    """Begin a run, with the weights of the world `init` if given, or go on with one.
 
     Raises:
         ValueError: the folder holds a run of this stage and `resume` is off, there is no preset to begin with,
-            or the data does not fit.
+            or the data or the weights do not fit.
     """
     stored = Run.stored_config(path)
+    if stored is not None and init is not None:
+        raise ValueError(f"{path} already holds a run, and --init begins one; leave it out, or choose another --out")
+    world = None if init is None else open_world(init, data)
     if stored is not None and not resume and (begun := _begun_stages(path, stage)):
         raise ValueError(f"{path} already holds a run ({begun}); go on with --resume, or choose another --out")
-    config = _choose_config(path, stored, preset_name, overrides)
+    config = _choose_config(path, stored, preset_name, overrides, world)
     _check_data(data, config)
     ranks.wait()  # no rank may look at the folder once the first one has begun to fill it
-    return Run(path, config, ranks)
+    run = Run(path, config, ranks)
+    if world is not None and ranks.is_first:
+        adopt(run, world)
+    ranks.wait()
+    return run
 
 
 def plan(
-    path: Path, preset_name: str | None, overrides: list[str], *, resume: bool, data: Dataset, ranks: Ranks
+    path: Path,
+    preset_name: str | None,
+    overrides: list[str],
+    *,
+    resume: bool,
+    data: Dataset,
+    ranks: Ranks,
+    init: str | None = None,
 ) -> dict[str, Any]:
     """What a run would take, JSON-ready; see `farworld.train.estimate.Estimate`. Nothing is written.
 
@@ -45,7 +69,8 @@ def plan(
     """
     from farworld.train.estimate import estimate_world
 
-    config = _choose_config(path, Run.stored_config(path) if resume else None, preset_name, overrides)
+    stored, world = Run.stored_config(path) if resume else None, None if init is None else open_world(init, data)
+    config = _choose_config(path, stored, preset_name, overrides, world)
     _check_data(data, config)
     lengths = [data.num_frames(i) for i in range(len(data))]
     ranks.share(config.world_batch_size, config.accumulate)
@@ -66,17 +91,21 @@ def plan(
 
 
 def _choose_config(
-    path: Path, stored: TrainConfig | None, preset_name: str | None, overrides: list[str]
+    path: Path, stored: TrainConfig | None, preset_name: str | None, overrides: list[str], world: World | None
 ) -> TrainConfig:
-    """The config of a run that goes on, or of a new one."""
+    """The config of a run that goes on, or of a new one, which may begin with a world's weights."""
     if stored is not None:
         if preset_name not in (None, stored.preset):
             raise ValueError(f"{path} was begun with --preset {stored.preset}, not {preset_name}; choose another --out")
         config = override(stored, overrides)
         _check_architecture(path, stored, config)
         return config
+    if world is not None:
+        config = config_of(world, overrides) if preset_name is None else preset(preset_name, overrides)
+        check_sizes(world, config)
+        return config
     if preset_name is None:
-        raise ValueError(f"a new run needs --preset: {', '.join(PRESETS)}")
+        raise ValueError(f"a new run needs --preset: {', '.join(PRESETS)}; or --init, a world to begin with")
     return preset(preset_name, overrides)
 
 
