@@ -21,14 +21,14 @@ ENV_HELP = (
     "id; or MODULE:NAME, an id that the module registers, with Gymnasium or the old gym, or a callable in it that "
     "makes an environment of Gymnasium, the old gym or dm_env."
 )
+
+
 def record(
     *,
     env: Annotated[str, Parameter(help=ENV_HELP)],
     episodes: Annotated[int, Parameter(help="How many episodes to add.")],
     out: Annotated[Path, Parameter(help="The dataset's folder; one that is there is extended.")],
-    frames: Annotated[
-        int, Parameter(help="Frames of an episode; one that the environment ends is shorter.")
-    ] = 300,
+    frames: Annotated[int, Parameter(help="Frames of an episode; one that the environment ends is shorter.")] = 300,
     size: Annotated[
         int | None,
         Parameter(

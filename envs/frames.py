@@ -11,7 +11,9 @@ import numpy as np
 DEFAULT_SIZE = 64  # pixels a side, for frames whose own size does not suit the autoencoder
 SIZE_MULTIPLE = 16  # what the autoencoder needs height and width to be multiples of
 Fit = Literal["crop", "stretch"]
-NO_FRAME = "farworld/no_frame"  # in the info of a step: there is no picture any more, as after some engines' last action
+NO_FRAME = (
+    "farworld/no_frame"  # in the info of a step: there is no picture any more, as after some engines' last action
+)
 
 # Of several pictures in an observation these come first, and then the largest: VizDoom's map and MineRL's second eye
 # are pictures too.
@@ -204,5 +206,3 @@ def _part(observation: Any, key: str) -> Any:
     for name in key.split("/"):
         observation = observation[int(name) if isinstance(observation, (tuple, list)) else name]
     return observation
-
-

@@ -46,9 +46,7 @@ class EnvPlayer(Player):
         self._builder: EpisodeBuilder | None = None  # the running episode, if it is recorded
         self._ended = ""
         spec = env.spec
-        super().__init__(
-            name=spec.env_id, vocabulary=spec.action_vocabulary, frames_per_second=spec.frames_per_second
-        )
+        super().__init__(name=spec.env_id, vocabulary=spec.action_vocabulary, frames_per_second=spec.frames_per_second)
 
     def _first_frame(self) -> np.ndarray:
         self._store()

@@ -191,7 +191,7 @@ _WORDS = {
     **{word: word for word in ("up", "down", "left", "right", "jump", "fire", "drop", "inventory")},
 }
 _IDLE_NAMES = {"noop", "no_op", "no_operation", "nothing", "do_nothing", "idle", "stay", "wait", "none", "still"}
-_FILLERS = {"move", "go", "walk", "step", "button", "action"}
+_FILLERS = {"move", "go", "walk", "step", "button", "action", "delta"}
 _FREE_KEYS = "0123456789qwertyuiopasdfghjklzxcvbnm"
 _CHORD_PARTNERS = (
     *("turn_left", "turn_right", "strafe_left", "strafe_right", "left", "right"),
@@ -266,17 +266,18 @@ def _keys_for(names: Sequence[str]) -> tuple[list[tuple[str, ...]], list[tuple[s
     rows = [None if chord is None else row for row, chord in zip(rows, chords, strict=True)]
     used = {chord for chord in chords if chord}
     free = [key for key in _FREE_KEYS if key not in key_of.values()]
-    for index, chord in enumerate(chords):
-        if chord is None:
-            chords[index] = _free_chord(names[index], index, free, used)
-            used.add(chords[index] or ())
+    for numbered in (True, False):  # names that end in a digit come first: they get that one
+        for index, name in enumerate(names):
+            digit = re.search(r"(?<!\d)\d$", name)
+            if chords[index] is None and bool(digit) == numbered:
+                wanted = [digit[0] if digit else "", _FREE_KEYS[index] if index < len(_FREE_KEYS) else ""]
+                chords[index] = _free_chord(wanted, free, used)
+                used.add(chords[index] or ())
     return [chord or () for chord in chords], rows
 
 
-def _free_chord(name: str, index: int, free: Sequence[str], used: set[tuple[str, ...]]) -> tuple[str, ...]:
-    """Keys for a name that is not understood: the digit it ends with, else its place, else what is left."""
-    digit = re.search(r"(?<!\d)\d$", name)
-    wanted = [digit[0] if digit else "", _FREE_KEYS[index] if index < len(_FREE_KEYS) else ""]
+def _free_chord(wanted: Sequence[str], free: Sequence[str], used: set[tuple[str, ...]]) -> tuple[str, ...]:
+    """Keys that no other action has: those that are wanted, or else what is left, the shortest first."""
     chords = itertools.chain.from_iterable(itertools.combinations(free, size) for size in range(1, len(free) + 1))
     candidates = itertools.chain([(key,) for key in wanted if key in free], chords)
     return next(chord for chord in candidates if chord not in used)
@@ -389,20 +390,21 @@ def _labels(label: str, part: spaces.Space, size: int) -> list[str]:
 def _ends(label: str) -> tuple[str, str]:
     """What the low and the high end of an axis do."""
     words = {*_words(label)}
-    if "pitch" in words or {"look", "up", "down"} <= words:
-        return "look_up", "look_down"
-    if "yaw" in words or {"turn", "left", "right"} <= words or {"look", "left", "right"} <= words:
-        return "turn_left", "turn_right"
-    if {"left", "right"} <= words:
-        return "left", "right"
-    if "forward" in words and words & {"back", "backward"}:
-        return "back", "forward"
+    suffix = "_delta" if "delta" in words else ""
+    for kinds, low, high in (
+        (({"pitch"}, {"look", "up", "down"}), "look_up", "look_down"),
+        (({"yaw"}, {"turn", "left", "right"}, {"look", "left", "right"}), "turn_left", "turn_right"),
+        (({"left", "right"},), "move_left", "move_right"),
+        (({"forward", "back"}, {"forward", "backward"}), "move_back", "move_forward"),
+    ):
+        if any(kind <= words for kind in kinds):
+            return low + suffix, high + suffix
     return f"{label}_minus", f"{label}_plus"
 
 
 def _deflect(label: str, idle: float, end: float) -> float:
     """An axis moved towards an end: a camera by some degrees, another one all the way, or by 1 if it has no end."""
-    turns = _ends(label) in (("look_up", "look_down"), ("turn_left", "turn_right"))
+    turns = _ends(label)[0].startswith(("look_up", "turn_left"))
     unbounded = abs(end) > _UNBOUNDED
     amount = CAMERA_STEP if turns and abs(end) > 1 else 1.0 if unbounded else math.inf
     return idle + math.copysign(min(amount, abs(end - idle)), end - idle) if end != idle else idle

@@ -37,7 +37,10 @@ class EnvOptions:
         ),
     ] = ""
     render: Annotated[
-        bool, Parameter(negative=(), show_default=False, help="Take the pixels from render(), even if the observation is a picture.")
+        bool,
+        Parameter(
+            negative=(), show_default=False, help="Take the pixels from render(), even if the observation is a picture."
+        ),
     ] = False
     fit: Annotated[
         Literal["crop", "stretch"] | None,
