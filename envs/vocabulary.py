@@ -426,7 +426,8 @@ def _idle(space: spaces.Space) -> Any:
             return space.start.astype(space.dtype).copy()
         case spaces.MultiBinary():
             return np.zeros(space.shape, space.dtype)
-    return np.clip(np.zeros(space.shape), space.low, space.high).astype(space.dtype)  # type: ignore[attr-defined]
+    low, high = space.low, space.high  # type: ignore[attr-defined]
+    return np.array(np.clip(np.zeros(low.shape), low, high), space.dtype)
 
 
 def _compose(space: spaces.Space, changes: Mapping[tuple[tuple[str, ...], int], float]) -> Any:
