@@ -570,7 +570,7 @@ def _parse_array(space: spaces.Space, value: Any, where: str) -> np.ndarray:
     shape = space.shape or ()
     whole = not np.issubdtype(space.dtype, np.floating)
     if isinstance(space, spaces.MultiBinary):
-        low, high = np.zeros(shape), np.ones(shape)
+        low, high = np.zeros(shape, int), np.ones(shape, int)
     elif isinstance(space, spaces.MultiDiscrete):
         low, high = space.start, space.start + space.nvec - 1
     else:
