@@ -113,9 +113,9 @@ class AdaptedEnv(gymnasium.Env):
         seed %= 2**31
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - that is what old environments draw from
-        own = getattr(type(self._env), "seed", None)
-        if own is not None and not own.__module__.startswith("gym."):  # the base class has one that does nothing
-            self._env.seed(seed)
+        own = getattr(self._env, "seed", None)
+        if callable(own) and not own.__module__.startswith("gym."):  # the base class has one that does nothing
+            own(seed)
         elif takes(self._factory, "seed") and self._kwargs.get("seed") is None:
             try:
                 env = self._factory(**{**self._kwargs, "seed": seed})
@@ -154,7 +154,7 @@ class OldGymEnv(AdaptedEnv):
         env: made so.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
 
     def __init__(self, factory: Callable[..., Any], kwargs: Mapping[str, Any], env: Any = None) -> None:
         super().__init__(factory, kwargs, factory(**kwargs) if env is None else env)
@@ -226,8 +226,10 @@ def convert_space(space: Any) -> spaces.Space:
             return spaces.MultiBinary(space.n)
         return spaces.Discrete(int(space.n), start=int(getattr(space, "start", 0) or 0))
     if all(hasattr(space, name) for name in ("low", "high", "shape", "dtype")):
-        bounds = (np.broadcast_to(np.asarray(end), space.shape).astype(space.dtype) for end in (space.low, space.high))
-        return spaces.Box(*bounds, dtype=np.dtype(space.dtype).type)
+        low, high = (
+            np.broadcast_to(np.asarray(end), space.shape).astype(space.dtype) for end in (space.low, space.high)
+        )
+        return spaces.Box(low, high, dtype=np.dtype(space.dtype).type)
     if "text" in type(space).__name__.lower() or "string" in type(space).__name__.lower():
         return spaces.Text(4096)
     raise TypeError(f"a space of the unknown kind {type(space).__name__}: {space}")
@@ -254,7 +256,7 @@ class DMEnv(AdaptedEnv):
         render_size: height and width of what `render` shows, where the environment has MuJoCo's physics.
     """
 
-    metadata = {"render_modes": ["rgb_array"]}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}
 
     def __init__(
         self,

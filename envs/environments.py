@@ -28,6 +28,7 @@ from farworld.envs.vocabulary import ActionTable, action_table, attribute
 BUILT_IN = {"maze": "farworld/Maze-v0", "voxel": "farworld/Voxel-v0"}
 SHORT_NAMES = {
     **BUILT_IN,
+    "craftground": "farworld/CraftGround-v0",
     "crafter": "farworld/Crafter-v0",
     "dmlab": "farworld/DMLab-v0",
     "luanti": "farworld/Luanti-v0",
@@ -147,7 +148,9 @@ def _find_factory(env_id: str, name: str) -> Callable[..., gymnasium.Env]:
         problem = str(error)
     factory: Any = old_gym_factory(inner)
     if factory is None and module is not None:
-        factory = functools.reduce(lambda part, attr: getattr(part, attr, None), inner.split("."), module)
+        factory = module
+        for part in inner.split("."):
+            factory = getattr(factory, part, None)
     if callable(factory):
         return lambda **kwargs: adapt(factory, kwargs)
     known = [*SHORT_NAMES, *gymnasium.registry]
@@ -256,7 +259,7 @@ class PixelEnv:
                 render=settings.render,
                 fit=fit,
             )
-            height, width = self.reset(0).shape[:2]
+            height, width = self.reset(None).shape[:2]
             self.spec = DatasetSpec(
                 env_id=settings.env_id,
                 env_kwargs=json.loads(json.dumps(settings.env_kwargs)),  # as it is read again: tuples are lists
@@ -272,8 +275,8 @@ class PixelEnv:
             )
             failed.pop_all()
 
-    def reset(self, seed: int) -> np.ndarray:
-        """Begin an episode; its first frame, (H, W, 3), uint8."""
+    def reset(self, seed: int | None) -> np.ndarray:
+        """Begin an episode; its first frame, (H, W, 3), uint8. None is any episode, for environments slow to seed."""
         with crashes(self._settings.env_id):
             observation, _ = self.env.reset(seed=seed)
             return self._frame_of(observation).copy()  # environments may draw into the same array again

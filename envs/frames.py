@@ -92,6 +92,7 @@ class FrameSource:
         Raises:
             FrameError: no such picture, or one of another size than before.
         """
+        frame: Any
         if self._rendered:
             frame = self._env.render()
         else:

@@ -146,8 +146,8 @@ def _component_names(env: gymnasium.Env) -> dict[tuple[str, ...], list[str]]:
     names = meanings() if callable(meanings) else attribute(env, "action_names")
     if names is None:
         members = getattr(attribute(env, "actions"), "__members__", None)  # the enumeration of MiniGrid and MiniWorld
-        numbers = [] if members is None else [int(member) for member in members.values()]
-        if numbers and isinstance(env.action_space, spaces.Discrete) and numbers == sorted(numbers):
+        numbers = [int(member) for member in (members or {}).values()]
+        if members and isinstance(env.action_space, spaces.Discrete) and numbers == sorted(numbers):
             names = list(members)[: int(env.action_space.n)]
     if names is None:
         return {}
@@ -270,8 +270,8 @@ def _keys_for(names: Sequence[str]) -> tuple[list[tuple[str, ...]], list[tuple[s
         for index, name in enumerate(names):
             digit = re.search(r"(?<!\d)\d$", name)
             if chords[index] is None and bool(digit) == numbered:
-                wanted = [digit[0] if digit else "", _FREE_KEYS[index] if index < len(_FREE_KEYS) else ""]
-                chords[index] = _free_chord(wanted, free, used)
+                fitting = [digit[0] if digit else "", _FREE_KEYS[index] if index < len(_FREE_KEYS) else ""]
+                chords[index] = _free_chord(fitting, free, used)
                 used.add(chords[index] or ())
     return [chord or () for chord in chords], rows
 
@@ -374,9 +374,9 @@ def _moves(path: tuple[str, ...], part: spaces.Space, names: Sequence[str] | Non
         lows, highs = np.ravel(part.low), np.ravel(part.high)  # type: ignore[attr-defined]
         for place in range(size):
             for end, name in zip((lows[place], highs[place]), _ends(labels[place]), strict=True):
-                value = _deflect(labels[place], float(values[place]), float(end))
-                if value != values[place]:
-                    yield _Move(name, {(path, place): value})
+                moved = _deflect(labels[place], float(values[place]), float(end))
+                if moved != values[place]:
+                    yield _Move(name, {(path, place): moved})
 
 
 def _labels(label: str, part: spaces.Space, size: int) -> list[str]:

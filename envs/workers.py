@@ -172,6 +172,7 @@ def _work(start: Callable[[], Worker], connection: Any) -> None:
     try:
         while True:
             task = connection.recv()
+            answer: tuple[Any, Exception | None]
             try:
                 worker = worker or start()
                 answer = worker(task), None

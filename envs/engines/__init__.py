@@ -12,7 +12,7 @@ from typing import Any
 
 import gymnasium
 
-from farworld.envs.engines import atari, luanti, memory_maze, miniworld, vizdoom
+from farworld.envs.engines import atari, luanti, memory_maze, minecraft, miniworld, vizdoom
 from farworld.envs.frames import Fit
 
 
@@ -132,10 +132,18 @@ ENGINES = (
         advice="pip install minerl (it needs Java 8 and an old setuptools, as its documentation says)",
     ),
     Engine(
-        prefixes=("craftground",),
+        prefixes=("farworld/CraftGround", "craftground:"),
         module="craftground",
         package="craftground",
         advice="pip install craftground (it needs Java 21)",
+        wrap=minecraft.NamedActions,
+    ),
+    Engine(
+        prefixes=("minedojo:",),
+        module="minedojo",
+        package="minedojo",
+        advice="pip install minedojo (it needs Java 8)",
+        wrap=minecraft.NamedActions,
     ),
 )
 

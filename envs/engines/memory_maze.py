@@ -63,4 +63,4 @@ class MemoryMazeEnv(DMEnv):
 
         task = getattr(tasks, f"memory_maze_{maze_size}x{maze_size}")
         super().__init__(task, {"image_only_obs": True, **kwargs})
-        self.metadata = {**self.metadata, "render_fps": float(kwargs.get("control_freq", tasks.DEFAULT_CONTROL_FREQ))}
+        self.metadata = {**DMEnv.metadata, "render_fps": float(kwargs.get("control_freq", tasks.DEFAULT_CONTROL_FREQ))}
