@@ -110,13 +110,13 @@ def padded(size: int, block: int = tarfile.BLOCKSIZE) -> int:
     return -(-size // block) * block
 
 
-def tar_members(header: dict[str, Any], contents: Sequence[bytes]) -> list[bytes]:
+def tar_members(header: dict[str, Any], contents: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
     """An episode's members as they lie in a tar file, the index first; without the end of the file."""
     names = [member["name"] for member in header["members"]]
     text = json.dumps(header).encode()
     text = text[:-1] + b', "crc32": %d}' % zlib.crc32(text)  # of all that stands before it
     first = f"{episode_name(header['index'])}.episode.json"
-    blocks = []
+    blocks: list[bytes | memoryview] = []
     for name, data in zip((first, *names), (text, *contents), strict=True):
         info = tarfile.TarInfo(name)  # its defaults (mtime, uid and gid 0) keep the bytes reproducible
         info.size = len(data)
@@ -254,14 +254,15 @@ class StoredEpisode:
 
     def check(self, spec: DatasetSpec) -> None:
         """Compare the small members with their checksums, and the actions with the frames and the dataset."""
-        contents = self._read_arrays(self._first_array, len(self.sizes))
-        actions = contents[_ARRAYS.index("actions")]
+        contents = self._read(self._first_array, len(self.sizes))
+        self._check_sums(self._first_array, contents)
+        actions = _parse_array(contents[_ARRAYS.index("actions")])
         shape = (self.num_frames - 1,)
         if actions.dtype != np.int64 or actions.shape != shape:
             raise DamageError(f"actions must be int64 {shape}, got {actions.dtype} {actions.shape}")
         check_actions(spec, actions)
-        keys = self.header.get("env_actions", ())
-        check_env_actions(spec.action_space, dict(zip(keys, contents[len(_ARRAYS) :], strict=True)), shape[0])
+        keys, own = self.header.get("env_actions", ()), map(_parse_array, contents[len(_ARRAYS) :])
+        check_env_actions(spec.action_space, dict(zip(keys, own, strict=True)), shape[0])
 
     def verify(self, spec: DatasetSpec) -> None:
         """Read the episode in full; ValueError if anything differs from what was written."""
@@ -298,7 +299,7 @@ class StoredEpisode:
     def _read_bytes(self, start: int, stop: int) -> bytes:
         return self.source[start:stop] if isinstance(self.source, bytes) else read_at(self.source, start, stop - start)
 
-    def _read(self, first: int, stop: int) -> list[bytes]:
+    def _read(self, first: int, stop: int) -> list[memoryview]:
         """The data of members [first, stop), in one read."""
         begin, end = int(self.offsets[first]), int(self.offsets[stop - 1] + self.sizes[stop - 1])
         data = memoryview(self._read_bytes(begin, end))
@@ -307,10 +308,10 @@ class StoredEpisode:
 
     def _read_arrays(self, first: int, stop: int) -> list[np.ndarray]:
         contents = self._read(first, stop)
-        self._check_sums(first, contents)  # first: what a damaged array's header makes NumPy raise can be anything
-        return [np.lib.format.read_array(io.BytesIO(data), allow_pickle=False) for data in contents]
+        self._check_sums(first, contents)
+        return [_parse_array(data) for data in contents]
 
-    def _check_sums(self, first: int, contents: Sequence[bytes]) -> None:
+    def _check_sums(self, first: int, contents: Sequence[memoryview]) -> None:
         for member, data in enumerate(contents, first):
             if zlib.crc32(data) != self.checksums[member]:
                 names = member_names(self.header["index"], self.num_frames, self.header.get("env_actions", ()))
@@ -324,7 +325,12 @@ def read_at(path: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _decompress(decompressor: zstandard.ZstdDecompressor, data: bytes, size: int) -> bytes:
+def _parse_array(data: memoryview) -> np.ndarray:
+    """The array of an .npy member whose checksum was compared before: a damaged one can raise anything."""
+    return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+
+
+def _decompress(decompressor: zstandard.ZstdDecompressor, data: memoryview, size: int) -> bytes:
     try:
         raw = decompressor.decompress(data, max_output_size=size)
     except zstandard.ZstdError as error:
@@ -362,10 +368,10 @@ def open_episode(
         header = json.loads(text)
         members = header.pop("members")
         checksum = header.pop("crc32", None)
-        _check_header(header, spec, int(match[1]))
         has_checksum = header["schema"] != f"{EPISODE_FORMAT}/1"
         if has_checksum and checksum != zlib.crc32(text[: text.rindex(b", ")] + b"}"):
             raise DamageError("its index differs from its checksum")
+        _check_header(header, spec, int(match[1]))
         names = member_names(header["index"], header["num_frames"], header.get("env_actions", ()))
         if [member["name"] for member in members] != names:
             raise DamageError(
