@@ -28,10 +28,13 @@ def sticky_random(num_actions: int, rng: np.random.Generator, *, stay: float = 0
 def make_policy(name: str, env: gymnasium.Env, num_actions: int, rng: np.random.Generator) -> Policy:
     """The policy of this name, for an environment that has just been reset.
 
-    `explore` is the world's own exploration, `env.unwrapped.explorer(rng)`; without one it is `random`.
+    `explore` is the world's own, `env.unwrapped.policy("explore", rng)`; without one it is `random`.
     """
     if name not in ("explore", "random"):
         raise ValueError(f"policy must be explore or random, got {name!r}")
+    own = getattr(env.unwrapped, "policy", None)
+    if name == "explore" and own is not None:
+        return own("explore", rng)
     explorer = getattr(env.unwrapped, "explorer", None)
     if name == "explore" and explorer is not None:
         return explorer(rng)
