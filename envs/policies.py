@@ -45,8 +45,6 @@ def known_policies(env: gymnasium.Env) -> tuple[str, ...]:
     gives a function that returns an action whenever it is called.
     """
     own = attribute(env, "POLICIES", ())
-    if not own and attribute(env, "explorer") is not None:
-        own = ("explore",)
     return (*own, *({RANDOM} - {*own}))
 
 
@@ -76,8 +74,7 @@ def make_policy(name: str, env: gymnasium.Env, table: ActionTable, rng: np.rando
     """The policy of this name, for an environment that has just been reset."""
     if name == RANDOM and name not in attribute(env, "POLICIES", ()):
         return sticky_random(len(table.vocabulary), rng)
-    own = attribute(env, "policy")
-    act: Policy = own(name, rng) if own is not None else attribute(env, "explorer")(rng)
+    act: Policy = attribute(env, "policy")(name, rng)
     if table.is_plain or not isinstance(table.space, gymnasium.spaces.Discrete):
         return act
     first = int(table.space.start)
