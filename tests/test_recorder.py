@@ -498,6 +498,42 @@ def test_workers_killed_at_random_change_nothing(tmp_path):
     assert files_of(tmp_path / "data") == files_of(tmp_path / "calm")
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are found in /proc")
+def test_what_a_worker_started_dies_with_it(tmp_path):
+    """An engine is often a process of its own, which must not play on for nobody: nor if the command is killed."""
+    children = tmp_path / "children"
+    process = start_command(
+        *("record", "--env", "tiny_env:TinySlow-v0", "--env-arg", f"child_file={children}", "--frames", 30),
+        *("--episodes", 1000, "--out", tmp_path / "data"),
+    )
+    try:
+        wait_for_episodes(tmp_path / "data", 1)
+        [first] = children.read_text().split()
+        [worker] = workers_of(process.pid)
+        os.kill(worker, signal.SIGKILL)
+        wait_for_episodes(tmp_path / "data", 1 + len(list((tmp_path / "data" / "episodes").glob("*.tar"))))
+        wait_until_gone(first)
+        _, second = children.read_text().split()
+        process.kill()
+        wait_until_gone(second)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate(timeout=10)
+
+
+def wait_until_gone(pid):
+    def is_there():
+        with contextlib.suppress(OSError):
+            return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return False
+
+    deadline = time.monotonic() + 20
+    while is_there():
+        assert time.monotonic() < deadline, "an engine outlived its worker"
+        time.sleep(0.05)
+
+
 def workers_of(parent):
     """The processes of the command that play."""
     found = []

@@ -1,6 +1,7 @@
 """A tiny world for tests of the recorder, in the shapes that foreign environments come in."""
 
 import os
+import subprocess
 import time
 
 import gymnasium
@@ -34,6 +35,7 @@ class TinyEnv(gymnasium.Env):
         crash: how it breaks down at step 5: raise, exit or abort; empty never does.
         crash_every: it does so in one of so many episodes, by their seeds; 1 is all.
         crash_file: it does so once, and leaves this file; empty for always.
+        child_file: start a process, as engines do, and add its number to this file; empty starts none.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 5}
@@ -52,12 +54,16 @@ class TinyEnv(gymnasium.Env):
         crash="",
         crash_every=1,
         crash_file="",
+        child_file="",
     ):
         self.render_mode = render_mode
         self.shows, self.shape, self.ends_after = shows, shape, ends_after
         self.seconds, self.grows, self.chatty = seconds, grows, chatty
         self.gives, self.crash, self.crash_every, self.crash_file = gives, crash, crash_every, crash_file
         self.action_space = SPACES[takes]
+        if child_file:
+            with open(child_file, "a") as file:
+                print(subprocess.Popen(["sleep", "1000"]).pid, file=file)
         picture = Box(0, 255, (*shape, 3), np.uint8)
         spaces = {
             "observation": picture,
