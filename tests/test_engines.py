@@ -206,7 +206,8 @@ def test_dmlab_takes_seven_integers_and_ends_with_its_last_picture(tmp_path, ins
     given = episode.env_actions["action"]
     assert given.shape == (11, 7)
     rewards = given @ [1, 10, 100, 1000, 10_000, 100_000, 1_000_000]
-    assert rewards[:-1].tolist() == episode.rewards[:-1].tolist()  # the last one has that of the action without picture
+    assert rewards[:-1].tolist() == episode.rewards[:-1].tolist()
+    assert episode.rewards[-1] - rewards[-1] > 8_000_000  # the prize of the action that led to no picture
     table = {action.name: action.keys for action in dataset.spec.action_vocabulary.actions}
     assert table["forward_left"] == ("up", "left") and table["strafe_left"] == ("a",) and table["noop"] == ()
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -18,7 +19,8 @@ from tiny_env import SPACES, weigh
 from farworld.cli import app, main
 from farworld.dataset import Dataset, describe_space, unstack_action
 from farworld.envs.environments import BUILT_IN, EnvironmentCrash, PixelEnv, parse_env_args, resolve_env_id
-from farworld.envs.recorder import MAX_CRASHES, Recording, record
+from farworld.envs.recorder import MAX_CRASHES, Recording, _Session, _Tally, _Task, record
+from farworld.envs.workers import Outcome
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = "tiny_env:Tiny-v0"
@@ -496,6 +498,29 @@ def test_workers_killed_at_random_change_nothing(tmp_path):
         dataset.verify(i)
     record(Recording(env_id="tiny_env:TinySlow-v0", num_frames=30), tmp_path / "calm", episodes=24)
     assert files_of(tmp_path / "data") == files_of(tmp_path / "calm")
+
+
+def test_an_episode_written_just_before_the_kill_is_not_written_twice(tmp_path):
+    """The worker was killed before it could say so: the one that plays it again finds it there, and that is that."""
+    recording = Recording(env_id=TINY, num_frames=6)
+    record(recording, tmp_path, episodes=1)
+    before = files_of(tmp_path)
+    task = _Task(spec=Dataset(tmp_path).spec, directory=tmp_path, index=0)
+    with pytest.raises(FileExistsError, match="never overwritten"):
+        _Session(recording)(task)
+    assert _Session(recording)(replace(task, is_retry=True)) == 6
+    assert files_of(tmp_path) == before
+
+
+def test_what_a_killed_worker_had_half_written_is_removed(tmp_path):
+    """And nothing else."""
+    record(Recording(env_id=TINY, num_frames=6), tmp_path, episodes=1)
+    half, other = (tmp_path / "episodes" / f".episode-{name}.tar.0123.tmp" for name in ("000001", "000002"))
+    half.touch(), other.touch()
+    tally = _Tally(TINY)
+    task = _Task(spec=Dataset(tmp_path).spec, directory=tmp_path, index=1)
+    assert tally.retry(Outcome(task, exit_code=-signal.SIGKILL)) == replace(task, is_retry=True)
+    assert (half.exists(), other.exists(), tally.killed, tally.crashes) == (False, True, 1, 0)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="processes are found in /proc")
