@@ -134,7 +134,10 @@ def test_what_is_pushed_is_what_is_pulled(tmp_path, folder, server):
     assert {name for name in server.files if "/" in name} == {f"shards/shard-{i:06d}.tar" for i in range(3)}
     assert result.num_bytes == sum(map(len, server.files.values()))
     assert names(tmp_path) == ["data"]
+    server.requests.clear()
     pulled = hub.pull("owner/name", tmp_path / "pulled")
+    fetched = [path for _, path, _ in server.requests if "/resolve/" in path]
+    assert fetched and all(f"/resolve/{server.commit}/" in path for path in fetched)  # a push meanwhile changes nothing
     assert names(tmp_path) == ["data", "pulled"]
     assert names(tmp_path / "pulled") == [
         "README.md", "dataset.json", "episodes", "index.json", "recordings.jsonl", "shards",
