@@ -159,7 +159,7 @@ class LuantiEnv(gymnasium.Env):
             self._write_world(folder, side)
             environment = {**os.environ, "DISPLAY": display, "LIBGL_ALWAYS_SOFTWARE": "1", "HOME": str(folder)}
             command = [_game() or "luanti", "--go", "--world", self._world, "--gameid", self._game_id]
-            command += ["--name", "farworld", "--config", folder / "conf", "--logfile", folder / "log.txt"]
+            command += ["--port", str(_free_port()), "--name", "farworld", "--config", folder / "conf", "--logfile", folder / "log.txt"]
             self._log = folder / "log.txt"
             self._client = self._run(failed, command, environment)
             keys = self._run(failed, ["xdotool", "-"], environment, stdin=subprocess.PIPE)
@@ -205,10 +205,11 @@ class LuantiEnv(gymnasium.Env):
         script = importlib.resources.files("farworld.envs.engines").joinpath("luanti.lua").read_text(encoding="utf-8")
         (mod / "init.lua").write_text(script, encoding="utf-8")
         (mod / "mod.conf").write_text("name = farworld\n")
-        (self._world / "world.mt").write_text(f"gameid = {self._game_id}\nload_mod_farworld = true\n")
+        stores = "".join(f"{name} = sqlite3\n" for name in ("backend", "player_backend", "auth_backend"))
+        (self._world / "world.mt").write_text(f"gameid = {self._game_id}\nload_mod_farworld = true\n{stores}")
         settings = {
             **self._settings,
-            "port": _free_port(),
+            "bind_address": "127.0.0.1",
             "screen_w": side,
             "screen_h": side,
             "creative_mode": "true",
