@@ -12,6 +12,7 @@ from cyclopts import App, Parameter
 
 from farworld.console import print_json, progress_bar, stdout_to_stderr
 from farworld.dataset import Dataset, episode_name
+from farworld.envs.exchange_cli import add_commands
 from farworld.envs.teco import TecoName, find_files, import_teco
 from farworld.video import VideoWriter, contact_sheet, write_png
 
@@ -20,6 +21,7 @@ SHEET_COLUMNS = 8
 VIDEO_HEIGHT = 256  # small frames are enlarged to about this, since players blur them
 
 data = App(name="data", help="Look at, check, show and import recorded datasets.")
+add_commands(data)
 
 Directory = Annotated[Path, Parameter(help="The dataset's folder.")]
 Json = Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout.")]
