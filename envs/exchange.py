@@ -34,8 +34,8 @@ from farworld.dataset import (
     stack_actions,
 )
 from farworld.dataset.spaces import parts_of
+from farworld.envs.environments import DEFAULT_FRAMES_PER_SECOND
 from farworld.envs.frames import Fit, fit_square
-from farworld.envs.recorder import DEFAULT_FRAMES_PER_SECOND
 from farworld.envs.teco import known_digests
 from farworld.envs.vocabulary import ActionTable, action_table, read_action_file
 
@@ -214,16 +214,6 @@ def open_source(path: str | os.PathLike, kind: FormatName | None, options: Impor
 
 
 # Spaces
-
-
-def leaves(space: gymnasium.Space, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], gymnasium.Space]]:
-    """The spaces that a space is made of, each with the keys that lead there."""
-    if not isinstance(space, (spaces.Dict, spaces.Tuple)):
-        yield path, space
-        return
-    inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
-    for key, part in inner:
-        yield from leaves(part, (*path, str(key)))
 
 
 def is_whole(space: gymnasium.Space) -> bool:

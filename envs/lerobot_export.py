@@ -23,7 +23,7 @@ import numpy as np
 from farworld import __version__
 from farworld.dataset import Dataset, DatasetSpec, Episode
 from farworld.dataset.writer import write_atomically
-from farworld.envs.exchange import ExportResult, already_exported, episode_digest, leaves, space_of
+from farworld.envs.exchange import ExportResult, already_exported, episode_digest, space_of
 from farworld.envs.lerobot_import import (
     DONE,
     INDICES,
@@ -35,6 +35,7 @@ from farworld.envs.lerobot_import import (
     import_pyarrow,
     read_lines,
 )
+from farworld.envs.vocabulary import leaves
 from farworld.lock import LOCK_FILE, lock_folder
 from farworld.video import VideoWriter
 

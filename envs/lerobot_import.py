@@ -34,10 +34,10 @@ from farworld.envs.exchange import (
     decode_image,
     digest_of,
     is_whole,
-    leaves,
     lossy_kind,
     space_of,
 )
+from farworld.envs.vocabulary import leaves
 
 INFO_FILE = "meta/info.json"
 OWN_FILE = "meta/farworld.json"  # what an export of ours was exported from

@@ -21,6 +21,7 @@ from gymnasium import spaces
 from farworld import __version__
 from farworld.dataset import CHUNK_FRAMES, Dataset, DatasetSpec, Episode
 from farworld.dataset.writer import write_atomically
+from farworld.envs.environments import resolve_env_id
 from farworld.envs.exchange import ExportResult, already_exported, episode_digest, space_of
 from farworld.envs.minari_import import (
     DIGEST,
@@ -33,7 +34,6 @@ from farworld.envs.minari_import import (
     datasets_root,
     import_h5py,
 )
-from farworld.envs.recorder import resolve_env_id
 from farworld.lock import LOCK_FILE, lock_folder
 
 LAYOUT_VERSION = "0.5.4"  # the first Minari that reads raw pictures; older ones say that they cannot

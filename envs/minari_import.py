@@ -34,10 +34,10 @@ from farworld.envs.exchange import (
     digest_of,
     is_picture_shape,
     is_whole,
-    leaves,
     lossy_kind,
     to_rgb,
 )
+from farworld.envs.vocabulary import leaves
 
 METADATA_FILE = "metadata.json"
 MAIN_FILE = "main_data.hdf5"

@@ -132,7 +132,9 @@ class DatasetSpec:
         values = dict(values)
         name, version = values.pop("format", None), values.pop("version", None)
         if name != DATASET_FORMAT or version not in READABLE_VERSIONS:
-            raise ValueError(f"expected {DATASET_FORMAT} version {FORMAT_VERSION} or older, got {name} version {version}")
+            raise ValueError(
+                f"expected {DATASET_FORMAT} version {FORMAT_VERSION} or older, got {name} version {version}"
+            )
         try:
             values["action_vocabulary"] = ActionVocabulary.from_json(values["action_vocabulary"])
             return cls(**values)

@@ -26,7 +26,14 @@ import numpy as np
 import zstandard
 
 from farworld.actions import ACTION_TIMING
-from farworld.dataset.episode import FORMAT_VERSION, READABLE_VERSIONS, DatasetSpec, Episode, check_actions, check_episode
+from farworld.dataset.episode import (
+    FORMAT_VERSION,
+    READABLE_VERSIONS,
+    DatasetSpec,
+    Episode,
+    check_actions,
+    check_episode,
+)
 from farworld.dataset.spaces import check_env_actions
 
 CHUNK_FRAMES = 16  # frames behind one zstd member: a random clip of 16 frames touches two of them at most
@@ -36,6 +43,7 @@ EPISODE_FILE = re.compile(r"episode-(\d{6,})\.tar")
 _INDEX_MEMBER = re.compile(r"episode-(\d{6,})\.episode\.json")
 _HEAD_BYTES = 8192  # enough for the tar header and the index of a usual episode
 _ARRAYS = ("actions", "rewards", "terminated", "truncated")
+_RECORDED_INDEX = "recorded_index"  # in a header: the first number of an episode that was given another one
 _HEADER_KEYS = {"seed", "source", "terminated", "truncated"}
 
 
@@ -106,6 +114,7 @@ def tar_members(header: dict[str, Any], contents: Sequence[bytes]) -> list[bytes
     """An episode's members as they lie in a tar file, the index first; without the end of the file."""
     names = [member["name"] for member in header["members"]]
     text = json.dumps(header).encode()
+    text = text[:-1] + b', "crc32": %d}' % zlib.crc32(text)  # of all that stands before it
     first = f"{episode_name(header['index'])}.episode.json"
     blocks = []
     for name, data in zip((first, *names), (text, *contents), strict=True):
@@ -189,6 +198,15 @@ class StoredEpisode:
         member = self._first_array + _ARRAYS.index(key)
         return self._read_arrays(member, member + 1)[0]
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """(T, ...) each, in one read: actions, rewards, terminated, truncated, and `env_action/<key>`.
+
+        Raises:
+            DamageError: damaged data.
+        """
+        keys = [*_ARRAYS, *(f"env_action/{key}" for key in self.header.get("env_actions", ()))]
+        return dict(zip(keys, self._read_arrays(self._first_array, len(self.sizes)), strict=True))
+
     def env_actions(self) -> dict[str, np.ndarray]:
         """The environment's own actions, see `Episode`.
 
@@ -227,8 +245,10 @@ class StoredEpisode:
 
     @property
     def digest(self) -> str:
-        """What the episode is known by wherever it lies: equal for equal episodes, and hardly for others."""
-        content = hashlib.blake2b(json.dumps(self.header, sort_keys=True).encode(), digest_size=16)
+        """What the episode is known by wherever it lies and by whatever number: equal for copies only."""
+        facts = {**self.header, "index": self.header.get(_RECORDED_INDEX, self.header["index"])}
+        facts.pop(_RECORDED_INDEX, None)
+        content = hashlib.blake2b(json.dumps(facts, sort_keys=True).encode(), digest_size=16)
         content.update(self.checksums.tobytes())
         return content.hexdigest()
 
@@ -268,7 +288,8 @@ class StoredEpisode:
             {"name": name, "size": len(data), "crc32": int(checksum)}
             for name, data, checksum in zip(names, contents, self.checksums, strict=True)
         ]
-        return b"".join(tar_members({**self.header, "index": number, "members": members}, contents))
+        recorded = {_RECORDED_INDEX: self.header["index"], **self.header}
+        return b"".join(tar_members({**recorded, "index": number, "members": members}, contents))
 
     @property
     def _first_array(self) -> int:
@@ -313,7 +334,9 @@ def _decompress(decompressor: zstandard.ZstdDecompressor, data: bytes, size: int
     return raw
 
 
-def open_episode(source: Path | bytes, spec: DatasetSpec, *, number: int | None = None, start: int = 0) -> StoredEpisode:
+def open_episode(
+    source: Path | bytes, spec: DatasetSpec, *, number: int | None = None, start: int = 0
+) -> StoredEpisode:
     """Find an episode by its index, and check its arrays; frames are read later.
 
     Args:
@@ -338,7 +361,11 @@ def open_episode(source: Path | bytes, spec: DatasetSpec, *, number: int | None 
     try:
         header = json.loads(text)
         members = header.pop("members")
+        checksum = header.pop("crc32", None)
         _check_header(header, spec, int(match[1]))
+        has_checksum = header["schema"] != f"{EPISODE_FORMAT}/1"
+        if has_checksum and checksum != zlib.crc32(text[: text.rindex(b", ")] + b"}"):
+            raise DamageError("its index differs from its checksum")
         names = member_names(header["index"], header["num_frames"], header.get("env_actions", ()))
         if [member["name"] for member in members] != names:
             raise DamageError(

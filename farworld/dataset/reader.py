@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 
 from farworld.dataset.episode import DatasetSpec, Episode
-from farworld.dataset.format import EPISODE_FILE, DamageError, StoredEpisode, end_of_tar, open_episode
+from farworld.dataset.format import EPISODE_FILE, DamageError, StoredEpisode, end_of_tar, episode_name, open_episode
+from farworld.dataset.shards import INDEX_FILE, SHARDS_FOLDER, PackedEpisode, Shard, read_index
 
 DATASET_FILE = "dataset.json"
 EPISODES_FOLDER = "episodes"
 RECORDINGS_FILE = "recordings.jsonl"
+CARD_FILE = "README.md"  # of a dataset on the hub
 # What a dataset's folder holds; names with a dot in front are passed over.
-KNOWN = (DATASET_FILE, EPISODES_FOLDER, RECORDINGS_FILE)
+KNOWN = (DATASET_FILE, EPISODES_FOLDER, RECORDINGS_FILE, INDEX_FILE, SHARDS_FOLDER, CARD_FILE)
 
 
 def read_spec(directory: str | os.PathLike) -> DatasetSpec:
@@ -53,13 +55,10 @@ def recordings(directory: str | os.PathLike) -> list[dict[str, Any]]:
     return rows
 
 
-def packed_numbers(directory: Path) -> set[int]:
-    """The numbers of the episodes in shards."""
-    return set()
-
-
 def _visible(folder: Path) -> list[Path]:
     """What a folder holds, less files being written, locks, and what a killed writer left."""
+    if not folder.is_dir():
+        return []
     return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
@@ -74,6 +73,7 @@ class Dataset:
     Attributes:
         directory: the folder.
         spec: what the dataset holds.
+        shards: where its packed episodes lie; empty if every episode has a file of its own.
         episodes: the names of the episodes, by number.
         bad: damaged and foreign files, each with the reason.
 
@@ -87,12 +87,13 @@ class Dataset:
         self.spec = read_spec(directory)
         self.bad: list[tuple[Path, str]] = []
         self._stored: list[StoredEpisode] = []
-        folder = self.directory / EPISODES_FOLDER
+        self.shards = read_index(directory)
         for path in _visible(self.directory):
-            if path.name not in KNOWN or path.name == folder.name and not path.is_dir():
+            if path.name not in KNOWN or path.name in (EPISODES_FOLDER, SHARDS_FOLDER) and not path.is_dir():
                 self.bad.append((path, f"foreign: this folder holds {', '.join(KNOWN)} only"))
-        for path in _visible(folder) if folder.is_dir() else ():
+        for path in _visible(self.directory / EPISODES_FOLDER):
             self._add(path, lambda path=path: _open_file(path, self.spec))
+        self._add_shards()
         self._drop_copies()
         if self.bad and not skip_bad:
             path, reason = self.bad[0]
@@ -111,14 +112,30 @@ class Dataset:
         except OSError as error:
             self.bad.append((path, f"cannot be read: {error.strerror or error}"))
 
+    def _add_shards(self) -> None:
+        files = {self.directory / shard.file: shard for shard in self.shards}
+        for path in _visible(self.directory / SHARDS_FOLDER):
+            if path not in files:
+                self.bad.append((path, f"foreign: {INDEX_FILE} does not name it"))
+        for path, shard in files.items():
+            if reason := _shard_damage(path, shard):
+                self.bad.append((path, f"{reason}; {len(shard.episodes)} episodes are in it"))
+                continue
+            for packed in shard.episodes:
+                self._add(path, lambda path=path, packed=packed: _open_packed(path, packed, self.spec))
+
     def _drop_copies(self) -> None:
         """A file that was copied would be the same episode twice, and a clip of it may be held out and trained on."""
-        first: dict[str, StoredEpisode] = {}
+        first: dict[int | str, StoredEpisode] = {}
         for stored in self._stored:
             other = first.setdefault(stored.digest, stored)
             if other is not stored:
-                self.bad.append((_path(stored), f"a copy of {_path(other).name}, whose episode is in the dataset already"))
-        self._stored = list(first.values())
+                self.bad.append((_path(stored), f"{stored.name} is a copy of {other.name} in {_path(other).name}"))
+            elif first.setdefault(stored.number, stored) is not stored:
+                self.bad.append(
+                    (_path(stored), f"there is another {stored.name}, in {_path(first[stored.number]).name}")
+                )
+        self._stored = [stored for number, stored in first.items() if number == stored.number]
 
     def __len__(self) -> int:
         return len(self._stored)
@@ -155,6 +172,10 @@ class Dataset:
         """Whether the i-th episode was cut for another reason."""
         return self._stored[i].header["truncated"]
 
+    def stored(self, i: int) -> StoredEpisode:
+        """Where the i-th episode lies."""
+        return self._stored[i]
+
     def num_bytes(self, i: int) -> int:
         """Bytes that the i-th episode takes up."""
         return self._stored[i].stop - self._stored[i].start
@@ -165,27 +186,27 @@ class Dataset:
         Raises:
             ValueError: a range outside the episode, or damaged data.
         """
-        with self._naming(i):
+        with self.naming(i):
             return self._stored[i].frames(start, stop)
 
     def actions(self, i: int) -> np.ndarray:
         """(T,), int64: the actions of the i-th episode."""
-        with self._naming(i):
+        with self.naming(i):
             return self._stored[i].array("actions")
 
     def rewards(self, i: int) -> np.ndarray:
         """(T,), float32: the rewards of the i-th episode."""
-        with self._naming(i):
+        with self.naming(i):
             return self._stored[i].array("rewards")
 
     def env_actions(self, i: int) -> dict[str, np.ndarray]:
         """The environment's own actions in the i-th episode, (T, ...) each; see `Episode`."""
-        with self._naming(i):
+        with self.naming(i):
             return self._stored[i].env_actions()
 
     def episode(self, i: int) -> Episode:
         """The whole i-th episode."""
-        with self._naming(i):
+        with self.naming(i):
             return self._stored[i].episode()
 
     def verify(self, i: int) -> None:
@@ -193,7 +214,7 @@ class Dataset:
         self._stored[i].verify(self.spec)
 
     @contextlib.contextmanager
-    def _naming(self, i: int) -> Iterator[None]:
+    def naming(self, i: int) -> Iterator[None]:
         """Say which file is damaged, and what to do."""
         try:
             yield
@@ -212,6 +233,8 @@ def _path(stored: StoredEpisode) -> Path:
 def _open_file(path: Path, spec: DatasetSpec) -> StoredEpisode:
     """An episode that has a file of its own."""
     match = EPISODE_FILE.fullmatch(path.name)
+    if path.is_symlink() and not path.exists():
+        raise DamageError(f"it refers to {os.readlink(path)}, which is not there; put that back")
     if not match or not path.is_file():
         raise DamageError("a foreign file: episodes are files named episode-000000.tar and so on")
     stored = open_episode(path, spec, number=int(match[1]))
@@ -220,4 +243,32 @@ def _open_file(path: Path, spec: DatasetSpec) -> StoredEpisode:
         word = "truncated" if found < expected else "too long"
         raise DamageError(f"{word}: {found} bytes where its index says {expected}")
     stored.check(spec)
+    return stored
+
+
+def _shard_damage(path: Path, shard: Shard) -> str:
+    """What keeps a shard from being read at all; empty if nothing does."""
+    if not path.is_file():
+        where = f", it refers to {os.readlink(path)}" if path.is_symlink() else ""
+        return f"missing{where}"
+    found = path.stat().st_size
+    if found != shard.num_bytes:
+        return (
+            f"{'truncated' if found < shard.num_bytes else 'too long'}: {found} bytes where {shard.num_bytes} should be"
+        )
+    return ""
+
+
+def _open_packed(path: Path, packed: PackedEpisode, spec: DatasetSpec) -> StoredEpisode:
+    """An episode that lies in a shard."""
+    try:
+        stored = open_episode(path, spec, number=packed.number, start=packed.start)
+        if (stored.stop, stored.num_frames) != (packed.stop, packed.num_frames):
+            raise DamageError(
+                f"{stored.num_frames} frames up to byte {stored.stop} where {INDEX_FILE} says "
+                f"{packed.num_frames} up to {packed.stop}"
+            )
+        stored.check(spec)
+    except ValueError as error:
+        raise DamageError(f"{episode_name(packed.number)}: {error}") from error
     return stored

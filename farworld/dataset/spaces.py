@@ -148,8 +148,8 @@ def check_env_actions(description: Mapping[str, Any], env_actions: Mapping[str, 
         return
     if env_actions.keys() != parts.keys():
         raise ValueError(
-            f"env_actions must have one array for each part of the action space ({', '.join(parts) or 'none is described'}), "
-            f"got {', '.join(env_actions) or 'none'}"
+            f"env_actions must have an array for each part of the action space "
+            f"({', '.join(parts) or 'none is described'}), got {', '.join(env_actions) or 'none'}"
         )
     for key, part in parts.items():
         array, shape = env_actions[key], (num_actions, *_shape(part))
@@ -201,7 +201,10 @@ def check_description(description: Any) -> None:
     if description == {}:
         return
     try:
-        for _, part in _leaves(description):
+        leaves = list(_leaves(description))
+        if len(leaves) != len(parts_of(description)):
+            raise ValueError("two parts with one name")
+        for _, part in leaves:
             if part["type"] not in ("Discrete", "MultiDiscrete", "MultiBinary", "Box"):
                 raise ValueError(f"a space of the unknown type {part['type']!r}")
             _shape(part), _dtype(part), _bounds(part)

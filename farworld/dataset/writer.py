@@ -38,7 +38,8 @@ from typing import IO, Any
 from farworld import __version__
 from farworld.dataset.episode import DatasetSpec, Episode, check_episode
 from farworld.dataset.format import EPISODE_FILE, encode_episode, episode_name
-from farworld.dataset.reader import DATASET_FILE, EPISODES_FOLDER, KNOWN, RECORDINGS_FILE, packed_numbers, read_spec
+from farworld.dataset.reader import DATASET_FILE, EPISODES_FOLDER, KNOWN, RECORDINGS_FILE, read_spec
+from farworld.dataset.shards import packed_numbers
 from farworld.lock import lock_file, lock_folder
 
 _TEMPORARY_SUFFIX = ".tmp"
@@ -101,7 +102,7 @@ class DatasetWriter:
         self.directory = directory
         self.spec = spec
         self._file = file  # locked: what it says holds until it is closed
-        self._facts = {**facts, "started": _now(), "farworld": __version__, "platform": platform.platform()}
+        self._facts = {**facts, "started": utc_now(), "farworld": __version__, "platform": platform.platform()}
         self._claimed: set[int] = set()
         self._threads = threading.Lock()
         self._begin = time.perf_counter()
@@ -118,11 +119,11 @@ class DatasetWriter:
         with self._threads:
             if self._file.closed:
                 return
-            ended = {"ended": _now(), "seconds": round(time.perf_counter() - self._begin, 3)}
+            ended = {"ended": utc_now(), "seconds": round(time.perf_counter() - self._begin, 3)}
             with self._file, lock_folder(self.directory, wait=True):
                 # With the disk full the file stays, and the next writer notes what it says.
                 with contextlib.suppress(OSError):
-                    _note_claims(self.directory, {**self._facts, "claimed": _ranges(self._claimed), **ended})
+                    _note_claims(self.directory, {**self._facts, "claimed": format_ranges(self._claimed), **ended})
                     os.unlink(self._file.name)
 
     def note(self, **facts: Any) -> None:
@@ -160,7 +161,7 @@ class DatasetWriter:
             taken = {*taken_numbers(self.directory), *beside}
             for path in self.directory.glob(f"{_WRITER_PREFIX}*"):
                 if path != Path(self._file.name):
-                    taken |= _parse_ranges(_read_claims(path).get("claimed", ""))
+                    taken |= parse_ranges(_read_claims(path).get("claimed", ""))
             free: list[int] = []
             number = rest
             while len(free) < count:
@@ -172,7 +173,7 @@ class DatasetWriter:
         return free
 
     def _save(self) -> None:
-        text = json.dumps({**self._facts, "claimed": _ranges(self._claimed)}).encode()
+        text = json.dumps({**self._facts, "claimed": format_ranges(self._claimed)}).encode()
         self._file.seek(0)
         self._file.write(text)
         self._file.truncate()
@@ -189,7 +190,9 @@ class DatasetWriter:
         check_episode(self.spec, episode)
         path = write_episode(self.directory, episode)
         with self._threads:
-            self._claimed.add(episode.index)
+            if episode.index not in self._claimed:
+                self._claimed.add(episode.index)
+                self._save()
         return path
 
 
@@ -314,9 +317,9 @@ def _read_claims(path: Path) -> dict[str, Any]:
 
 def _note_claims(directory: Path, facts: dict[str, Any]) -> None:
     """Add a line about those claimed numbers that have an episode now, if any has."""
-    written = _parse_ranges(facts.pop("claimed", "")) & taken_numbers(directory)
+    written = parse_ranges(facts.pop("claimed", "")) & taken_numbers(directory)
     if written:
-        append_recording(directory, {**facts, "num_episodes": len(written), "episodes": _ranges(written)})
+        append_recording(directory, {**facts, "num_episodes": len(written), "episodes": format_ranges(written)})
 
 
 def append_recording(directory: Path, facts: dict[str, Any]) -> None:
@@ -334,11 +337,12 @@ def append_recording(directory: Path, facts: dict[str, Any]) -> None:
             raise
 
 
-def _now() -> str:
+def utc_now() -> str:
+    """The time in UTC: "2026-11-25T01:30:00Z"."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def _ranges(numbers: Iterable[int]) -> str:
+def format_ranges(numbers: Iterable[int]) -> str:
     """Numbers as text: "0-9,12"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
@@ -349,8 +353,8 @@ def _ranges(numbers: Iterable[int]) -> str:
     return ",".join(f"{low}-{high}" if high > low else f"{low}" for low, high in runs)
 
 
-def _parse_ranges(text: str) -> set[int]:
-    """The inverse of _ranges."""
+def parse_ranges(text: str) -> set[int]:
+    """The inverse of format_ranges."""
     numbers: set[int] = set()
     for run in filter(None, text.split(",")):
         low, _, high = run.partition("-")
