@@ -68,9 +68,7 @@ def _remarks(result: ImportResult) -> list[str]:
     if result.approximated:
         remarks.append(f"{result.approximated} actions were not in the vocabulary and became the nearest that is")
     if result.assumed_rate:
-        remarks.append(
-            f"the source does not say how fast it runs: {result.frames_per_second:g} frames/s, or as --fps says"
-        )
+        remarks.append(f"the source does not say its speed; {result.frames_per_second:g} frames/s assumed, see --fps")
     if result.left_out:
         remarks.append(f"left out: {', '.join(result.left_out)}")
     return remarks

@@ -174,7 +174,7 @@ def _features(spec: DatasetSpec, images: ImageKind) -> dict[str, dict[str, Any]]
             "has_audio": False,
         }
     features = {PICTURE_KEY: picture, "action": {"dtype": "int64", "shape": [1], "names": ["action"]}}
-    if not _is_plain(spec):
+    if spec.action_space:
         names, kinds = [], set()
         for keys, space in leaves(space_of(spec.action_space)):
             size, name = int(np.prod(space.shape or ())), ".".join(keys) or "action"
@@ -189,11 +189,6 @@ def _features(spec: DatasetSpec, images: ImageKind) -> dict[str, dict[str, Any]]
     ):
         features[key] = {"dtype": kind, "shape": [1], "names": None}
     return features
-
-
-def _is_plain(spec: DatasetSpec) -> bool:
-    """Whether actions are numbers, of which the vocabulary's indices say all."""
-    return spec.action_space.get("type") in (None, "Discrete")
 
 
 def _rate(spec: DatasetSpec) -> float:
@@ -230,10 +225,13 @@ def _columns(
     if INDICES in features:
         columns[INDICES] = columns["action"]
         parts = ["/".join(keys) or "action" for keys, _ in leaves(space_of(spec.action_space))]
-        flat = [episode.env_actions[part].reshape(count - 1, -1) if count > 1 else None for part in parts]
-        width, kind = features["action"]["shape"][0], features["action"]["dtype"]
-        taken = np.concatenate(flat, axis=1) if count > 1 else np.zeros((0, width))  # type: ignore[arg-type]
-        columns["action"] = _padded(taken.astype(kind), count)
+        # Of a plain number the index says it all.
+        own = episode.env_actions or {"action": episode.actions + spec.action_space.get("start", 0)}
+        flat = [own[part].reshape(count - 1, own[part][:1].size or 1) for part in parts]
+        if count > 1:
+            columns["action"] = _padded(np.concatenate(flat, axis=1).astype(features["action"]["dtype"]), count)
+        else:
+            columns["action"] = np.zeros((1, *features["action"]["shape"]), features["action"]["dtype"])
     return columns
 
 
@@ -405,7 +403,8 @@ class _Files:
 def _schema(arrow: Any, features: Mapping[str, Any], layout: LayoutName) -> Any:
     """The parquet schema of rows, with what the `datasets` library reads to show pictures."""
     vector = "Sequence" if layout == "v2.1" else "List"  # as the release of `datasets` calls it that reads it
-    fields, described = [], {}
+    fields: list[tuple[str, Any]] = []
+    described: dict[str, Any] = {}
     for key, feature in features.items():
         if feature["dtype"] == "video":
             continue
@@ -509,7 +508,7 @@ def _write_tasks(arrow: Any, out: Path, task: str) -> None:
     pandas = {
         "index_columns": [index],
         "column_indexes": [],
-        "columns": [{**part, "metadata": None} for part in (column, texts)],
+        "columns": [column, texts],
         "pandas_version": "2.0.0",
     }
     table = arrow.table({"task_index": [0], index: [task]}).replace_schema_metadata({"pandas": json.dumps(pandas)})

@@ -236,8 +236,11 @@ class LeRobotSource:
         if self.head.spec is not None:
             if own is None:
                 raise ValueError(f"{self._root / OWN_EPISODES_FILE} does not list it")
-            indices = self._column(rows, INDICES).reshape(-1)[:-1] if INDICES in names else None
-            exported = (taken[:, 0].astype(np.int64), {}) if indices is None else (indices, env_actions)
+            indices = self._column(rows, INDICES if INDICES in names else "action").reshape(-1)[:-1].astype(np.int64)
+            start = self.head.spec.action_space.get("start", 0)
+            plain = self.head.spec.action_space.get("type") in (None, "Discrete")
+            implied = plain and np.array_equal(taken[:, 0], indices + start)
+            exported = (indices, {} if implied else env_actions)
         facts = own or {"terminated": bool(done[-1:].any()), "seed": 0, "policy": self.head.policy, "source": ""}
         if own is None:
             facts["truncated"] = bool(cut[-1:].any()) or not facts["terminated"]

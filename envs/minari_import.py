@@ -212,7 +212,7 @@ class MinariSource:
             stored=exported,
             rewards=rewards.astype(np.float32),
             terminated=bool(terminations[-1:].any()),
-            truncated=bool(truncations[-1:].any()),
+            truncated=bool(truncations[-1:].any()) or not count,
             seed=int(facts.get("seed") or 0),
             policy=str(facts.get(POLICY, self.head.policy)),
             source=str(facts.get(SOURCE, "")),

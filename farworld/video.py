@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class VideoWriter:
         codec, options = ("libx264rgb", {"qp": "0"}) if lossless else ("libx264", {"crf": "16"})
         if keyframe_interval is not None:
             options["g"] = str(keyframe_interval)
-        self._stream: Any = self._container.add_stream(codec, rate=rate, options=options)
+        self._stream = cast(Any, self._container.add_stream(codec, rate=rate, options=options))
         self._stream.height, self._stream.width = height * scale, width * scale
         self._stream.pix_fmt = "rgb24" if lossless else "yuv420p"
 
