@@ -41,6 +41,7 @@ from farworld.envs.vocabulary import ActionTable, action_table, read_action_file
 
 FormatName = Literal["minari", "lerobot"]
 
+CLAIMED_AT_ONCE = 256  # numbers for episodes; what is not used is given back
 MIN_PICTURE_SIDE = 16  # pixels; smaller uint8 arrays, such as MiniGrid's 7x7 grids, are no pictures
 
 
@@ -54,6 +55,7 @@ class ImportOptions:
         fit: how a picture that is no square becomes one; see fit_square.
         frames_per_second: None takes what the dataset says.
         actions: a TOML file with a vocabulary; see vocabulary.read_action_file.
+        env_id: what world it is of, so that parts of one data set go together; empty takes what it says.
     """
 
     obs_key: str = ""
@@ -61,6 +63,7 @@ class ImportOptions:
     fit: Fit = "crop"
     frames_per_second: float | None = None
     actions: Path | None = None
+    env_id: str = ""
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
@@ -450,7 +453,7 @@ def import_source(
                 spec = convert.spec(frames.shape[1], frames.shape[2], rate)
                 writer = stack.enter_context(create_or_open(directory, spec))
                 writer.note(what="import", policy=spec.policy, source=head.name)
-                numbers = _numbers(writer, head.num_episodes)
+                numbers = _numbers(writer)
             with _naming(head, episode):
                 writer.write(convert.episode(episode, frames, next(numbers)))
             lossy = lossy or episode.lossy
@@ -469,11 +472,10 @@ def import_source(
     )
 
 
-def _numbers(writer: DatasetWriter, expected: int) -> Iterator[int]:
-    """Numbers for new episodes: as many as are expected at once, since each claim looks through the folder."""
-    yield from writer.claim(expected)
+def _numbers(writer: DatasetWriter) -> Iterator[int]:
+    """Numbers for new episodes: many at once, since each claim looks through the folder."""
     while True:
-        yield from writer.claim(1)
+        yield from writer.claim(CLAIMED_AT_ONCE)
 
 
 @contextlib.contextmanager
@@ -514,6 +516,8 @@ class _Converter:
             obs_key=head.obs_key,
         )
         spec = dataclasses.replace(base, height=height, width=width, frames_per_second=rate)
+        if self._options.env_id:
+            spec = dataclasses.replace(spec, env_id=self._options.env_id)
         if self._map is None:
             return spec
         space = describe_space(head.action_space)

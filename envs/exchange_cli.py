@@ -39,6 +39,7 @@ def import_command(
         Path | None,
         Parameter(help="A TOML file that names the actions to tell apart; continuous actions need one."),
     ] = None,
+    env: Annotated[str, Parameter(help="What world it is of; parts of one data set go together under one name.")] = "",
     json: Json = False,
 ) -> None:
     """Import a Minari or LeRobot dataset; what the dataset has already is passed over.
@@ -46,7 +47,7 @@ def import_command(
     Actions become those of the vocabulary that they are nearest to, and are kept as they are beside it.
     """
     with stdout_to_stderr() if json else contextlib.nullcontext():
-        options = ImportOptions(obs_key=obs_key, size=size, fit=fit, frames_per_second=fps, actions=actions)
+        options = ImportOptions(obs_key=obs_key, size=size, fit=fit, frames_per_second=fps, actions=actions, env_id=env)
         opened = open_source(source, format, options)
         with progress_bar(f"importing {opened.head.name}", opened.head.num_episodes, unit="episodes") as advance:
             result = import_source(opened, directory, options, on_episode=advance)

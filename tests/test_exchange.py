@@ -55,7 +55,7 @@ action = [-1, 0]
 [[actions]]
 name = "forward"
 keys = ["up"]
-action = [0, 1]
+action = { forward = 1 }
 """
 
 
@@ -116,7 +116,9 @@ def many(folder, space=None, count=3, **changes):
         space.seed(0)
     with create_or_open(folder, spec) as writer:
         for index, length in enumerate([*range(20, 20 + count), 1]):
-            own = {} if space is None else stack_actions(spec.action_space, [space.sample() for _ in range(length - 1)])
+            own = {}
+            if space is not None and not (length == 1 and isinstance(space, spaces.Discrete)):
+                own = stack_actions(spec.action_space, [space.sample() for _ in range(length - 1)])
             ended = index == 1
             ends = {"terminated": ended, "truncated": not ended, "seed": 2**40 + index, "policy": "explore"}
             source = "human" if index == 2 else ""
@@ -431,6 +433,15 @@ def test_the_nearest_action_weighs_buttons_and_amounts(tmp_path):
 def test_a_described_space_can_be_made_again(space):
     """Bounds, starts and shapes included."""
     assert space_of(describe_space(space)) == space
+
+
+def test_parts_of_a_data_set_go_together_under_one_name(h5py, pyarrow, real, tmp_path):
+    """Else a dataset is of one world, which is called as its source."""
+    take(real / "lerobot30", tmp_path / "data", actions=TURNS, env_id="walk")
+    with pytest.raises(ValueError, match="env_id is 'walk' there and 'lerobot/lerobot21' now"):
+        take(real / "lerobot21", tmp_path / "data", actions=TURNS)
+    _, dataset = take(real / "lerobot21", tmp_path / "data", actions=TURNS, env_id="walk")
+    assert (len(dataset), dataset.spec.env_id) == (4, "walk")
 
 
 def test_small_arrays_are_no_pictures():
