@@ -446,7 +446,6 @@ def import_source(
                 num_known += 1
                 on_episode()
                 continue
-            known.add(episode.digest)
             with _naming(head, episode):
                 frames = convert.frames(episode)
             if writer is None:

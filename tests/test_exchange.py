@@ -21,6 +21,7 @@ from sample_data import fill, make_episode, make_spec, same_episodes
 
 from farworld.cli import main
 from farworld.dataset import Dataset, create_or_open, describe_space, stack_actions
+from farworld.envs import minari_export
 from farworld.envs.exchange import ActionMap, ImportOptions, import_source, is_picture_shape, open_source, space_of
 from farworld.envs.lerobot_export import _combined, _picture_statistics, _statistics, export_lerobot
 from farworld.envs.minari_export import dataset_id, export_minari
@@ -142,6 +143,7 @@ def test_a_real_minari_dataset_comes_in_whole(h5py, pyarrow, real, tmp_path, nam
         taken = episode.actions + 1 if name == "raw" else 1 + episode.env_actions["action"] @ [2, 1]
         np.testing.assert_array_equal(shown(episode.frames), [0, *taken])
         np.testing.assert_array_equal(episode.rewards, 50 * taken)
+        assert bool(episode.env_actions) == (name == "arrow")  # the index of a plain number says it all
         assert (len(taken), episode.seed, episode.policy) == (length, seed, "sampled")
         assert (episode.terminated, episode.truncated) == (length == 6, length == 4)
         assert dataset.source(i).startswith(f"minari test/{name}-v0 episode {i} sha256:")
@@ -291,6 +293,37 @@ def test_an_export_goes_on_where_it_stopped(h5py, pyarrow, tmp_path, monkeypatch
     assert [back.num_frames(i) for i in range(7)] == [20, 21, 22, 23, 24, 1, 9]
 
 
+@pytest.mark.parametrize("kind", ["minari", "lerobot"])
+def test_numbers_that_start_elsewhere_are_the_environments_own(h5py, pyarrow, tmp_path, kind):
+    """An environment with Discrete(2, start=3) took 3 and 4, whatever the vocabulary calls them."""
+    spec = make_spec(action_space=describe_space(spaces.Discrete(2, start=3)))
+    dataset = Dataset(fill(tmp_path / "data", [0], spec=spec))
+    export(kind, dataset, tmp_path / "out-v0")
+    if kind == "minari":
+        with h5py.File(tmp_path / "out-v0" / "data" / "main_data.hdf5") as file:
+            taken = file["episode_0/actions"][()]
+    else:
+        taken = np.asarray(pyarrow.read_table(tmp_path / "out-v0/data/chunk-000/file-000.parquet")["action"])[:-1]
+    np.testing.assert_array_equal(taken, dataset.actions(0) + 3)
+    _, back = take(tmp_path / "out-v0", tmp_path / "back")
+    same_episodes(dataclasses.replace(back.episode(0), source=""), dataset.episode(0))
+
+
+def test_minaris_parts_are_put_together_once(h5py, tmp_path, monkeypatch):
+    """Also when the export was stopped after that, and before it had cleaned up."""
+    dataset, write = many(tmp_path / "data"), minari_export._write_metadata
+
+    def broken(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(minari_export, "_write_metadata", broken)
+    with pytest.raises(KeyboardInterrupt):
+        export_minari(dataset, tmp_path / "out-v0")
+    monkeypatch.setattr(minari_export, "_write_metadata", write)
+    assert export_minari(dataset, tmp_path / "out-v0").known == 4
+    assert take(tmp_path / "out-v0", tmp_path / "back")[0].episodes == 4
+
+
 @pytest.mark.skipif(os.name != "posix", reason="forks, to be quick")
 @pytest.mark.parametrize("kind", ["minari", "lerobot"])
 def test_a_killed_export_leaves_nothing_half(h5py, pyarrow, tmp_path, monkeypatch, kind):
@@ -425,6 +458,12 @@ def test_the_nearest_action_weighs_buttons_and_amounts(tmp_path):
     indices, inexact = mapping.nearest(stack_actions(describe_space(space), actions))
     assert indices.tolist() == [0, 1, 2, 0, 2, 1, 0, 1]
     assert inexact == 5
+    several = spaces.MultiDiscrete([5, 5])  # there 3 is no nearer to 4 than 0 is
+    (tmp_path / "several.toml").write_text(
+        '[[actions]]\nname="a"\naction=[0, 0]\n[[actions]]\nname="b"\naction=[4, 4]\nkeys=["b"]'
+    )
+    steps = stack_actions(describe_space(several), [[3, 3], [4, 1], [4, 0]])
+    assert ActionMap(read_action_file(tmp_path / "several.toml", several)).nearest(steps)[0].tolist() == [0, 1, 0]
     indices, inexact = mapping.nearest(stack_actions(describe_space(space), []))
     assert (indices.shape, inexact) == ((0,), 0)
 
