@@ -14,6 +14,7 @@ LeRobot itself is not needed: its pins exclude our releases of torch, PyAV and h
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -196,7 +197,11 @@ class LeRobotSource:
         for path in sorted(self._root.glob("data/*/*.parquet")):
             try:
                 with arrow.parquet.ParquetFile(path) as file:
-                    for batch in file.iter_batches(_BATCH_ROWS, columns=self._columns):
+                    # One group of rows after the other: asked for all, it keeps what it has read of each to the end.
+                    groups = range(file.num_row_groups)
+                    for batch in itertools.chain.from_iterable(
+                        file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=self._columns) for group in groups
+                    ):
                         numbers = np.asarray(batch["episode_index"])
                         starts = [0, *(np.flatnonzero(np.diff(numbers)) + 1), len(numbers)]
                         for start, stop in zip(starts[:-1], starts[1:], strict=True):
