@@ -8,4 +8,5 @@ _register(id="farworld/Voxel-v0", entry_point="farworld.envs.voxel:VoxelEnv")
 # Real engines, which are extras, with the interface of Gymnasium.
 _register(id="farworld/Crafter-v0", entry_point="farworld.envs.engines.crafter:CrafterEnv")
 _register(id="farworld/DMLab-v0", entry_point="farworld.envs.engines.dmlab:DMLabEnv")
+_register(id="farworld/Luanti-v0", entry_point="farworld.envs.engines.luanti:LuantiEnv")
 _register(id="farworld/MemoryMaze-v0", entry_point="farworld.envs.engines.memory_maze:MemoryMazeEnv")

@@ -23,7 +23,7 @@ from farworld.dataset import DatasetSpec, describe_space
 from farworld.envs.adapters import adapt, old_gym_factory
 from farworld.envs.engines import engine_of
 from farworld.envs.frames import DEFAULT_SIZE, NO_FRAME, SIZE_MULTIPLE, Fit, FrameError, FrameSource
-from farworld.envs.vocabulary import ActionTable, action_table
+from farworld.envs.vocabulary import ActionTable, action_table, attribute
 
 BUILT_IN = {"maze": "farworld/Maze-v0", "voxel": "farworld/Voxel-v0"}
 SHORT_NAMES = {
@@ -249,7 +249,12 @@ class PixelEnv:
             self._settings = settings
             self.table: ActionTable = action_table(self.env, settings.actions)
             self._frame_of = FrameSource(
-                self.env, size=settings.size, obs_key=settings.obs_key, render=settings.render, fit=fit
+                self.env,
+                name=settings.env_id,
+                size=settings.size,
+                obs_key=settings.obs_key,
+                render=settings.render,
+                fit=fit,
             )
             height, width = self.reset(0).shape[:2]
             self.spec = DatasetSpec(
@@ -290,9 +295,11 @@ def _version(env: gymnasium.Env, env_id: str) -> str:
     """The release of what provides an environment, or nothing if nobody knows."""
     if env_id in BUILT_IN.values():
         return __version__
+    if version := attribute(env, "engine_version"):
+        return version
     engine = engine_of(env_id)
     name = engine.package if engine else type(env.unwrapped).__module__.partition(".")[0]
     try:
         return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # ValueError: no name
         return ""

@@ -39,6 +39,7 @@ class FrameSource:
         self,
         env: gymnasium.Env,
         *,
+        name: str,
         size: int | None = None,
         obs_key: str = "",
         render: bool = False,
@@ -48,6 +49,7 @@ class FrameSource:
 
         Args:
             env: the environment.
+            name: of the environment, for messages.
             size: height and width of the frames in pixels; None takes the environment's where it suits.
             obs_key: the part of the observation to take, keys inside each other with / between; empty looks for one.
             render: take what the environment renders, whatever it observes.
@@ -58,12 +60,13 @@ class FrameSource:
         """
         self.obs_key = ""
         self._env = env
+        self._name = f"environment {name}"
         self._size = size
         self._fit = fit
         self._found: tuple[int, ...] | None = None
         pictures = dict(_pictures(env.observation_space))
         if render:
-            self._check_renders(f"--render needs an environment that renders, and {_name(env)} does not")
+            self._check_renders(f"--render needs an environment that renders, and {self._name} does not")
         elif obs_key:
             _check_key(env.observation_space, obs_key)
             self.obs_key = obs_key
@@ -71,7 +74,7 @@ class FrameSource:
             self.obs_key = _best(pictures)
             if not pictures:
                 self._check_renders(
-                    f"{_name(env)} shows no pixels: its observations are {env.observation_space} and it does not "
+                    f"{self._name} shows no pixels: its observations are {env.observation_space} and it does not "
                     "render; let it heed render_mode='rgb_array', or observe uint8 (height, width, 3)"
                 )
         self._rendered = render or not (obs_key or pictures)
@@ -102,12 +105,11 @@ class FrameSource:
     def _check(self, frame: Any) -> None:
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise FrameError(
-                f"expected frames as uint8 (height, width, 3), {self._where} of {_name(self._env)} gave {_what(frame)}"
+                f"expected frames as uint8 (height, width, 3), {self._where} of {self._name} gave {_what(frame)}"
             )
         if self._found not in (None, frame.shape):
             raise FrameError(
-                f"frames must keep their size, {self._where} of {_name(self._env)}: "
-                f"expected {self._found}, got {frame.shape}"
+                f"frames must keep their size, {self._where} of {self._name}: expected {self._found}, got {frame.shape}"
             )
         self._found = frame.shape
 
@@ -136,10 +138,6 @@ def fit_square(frame: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
             "(Debian and Ubuntu: apt install libgl1)"
         ) from error
     return cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA)
-
-
-def _name(env: gymnasium.Env) -> str:
-    return f"environment {env.spec.id}" if env.spec is not None else type(env.unwrapped).__name__
 
 
 def _what(frame: Any) -> str:

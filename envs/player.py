@@ -60,7 +60,7 @@ class EnvPlayer(Player):
     def _next_frame(self, action: int) -> np.ndarray:
         frame, reward, terminated, truncated = self._env.step(action)
         if self._builder:
-            self._builder.add(action, frame, reward, terminated)
+            self._builder.add(action, frame, reward, terminated, truncated)
         if terminated or truncated or frame is None:
             self._ended = "terminated" if terminated else "truncated"
             self._store()

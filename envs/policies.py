@@ -50,11 +50,12 @@ def known_policies(env: gymnasium.Env) -> tuple[str, ...]:
     return (*own, *({RANDOM} - {*own}))
 
 
-def choose_policy(env: gymnasium.Env, shares: dict[str, float], draw: float) -> str:
+def choose_policy(env: gymnasium.Env, env_id: str, shares: dict[str, float], draw: float) -> str:
     """The policy of an episode.
 
     Args:
         env: the environment.
+        env_id: of it, for messages.
         shares: of the policies; empty takes the environment's first.
         draw: a number in [0, 1) that decides.
 
@@ -64,8 +65,7 @@ def choose_policy(env: gymnasium.Env, shares: dict[str, float], draw: float) -> 
     known = known_policies(env)
     for name in shares:
         if name not in known:
-            what = env.spec.id if env.spec is not None else type(env.unwrapped).__name__
-            raise ValueError(f"environment {what} has no policy {name!r}, it has {', '.join(known)}")
+            raise ValueError(f"environment {env_id} has no policy {name!r}, it has {', '.join(known)}")
     if not shares:
         return known[0]
     ends = itertools.accumulate(shares.values())

@@ -106,7 +106,7 @@ class EpisodeBuilder:
         self._frames = [first_frame]
         self._actions: list[int] = []
         self._rewards: list[float] = []
-        self._terminated = False
+        self._terminated = self._truncated = False
         self._seed, self._policy, self._source = seed, policy, source
 
     @property
@@ -114,13 +114,13 @@ class EpisodeBuilder:
         """Frames so far."""
         return len(self._frames)
 
-    def add(self, action: int, frame: np.ndarray | None, reward: float, terminated: bool) -> None:
+    def add(self, action: int, frame: np.ndarray | None, reward: float, terminated: bool, truncated: bool) -> None:
         """Add an action and what it led to.
 
         An action that led to no frame, as the last one does in some engines, is left out; its reward goes to the one
         before it, so that the episode's return stays, and the episode ends with that one.
         """
-        self._terminated = terminated
+        self._terminated, self._truncated = terminated, truncated
         if frame is None:
             if self._rewards:
                 self._rewards[-1] += reward
@@ -136,7 +136,7 @@ class EpisodeBuilder:
             actions=np.array(self._actions, np.int64),
             rewards=np.array(self._rewards, np.float32),
             terminated=self._terminated,
-            truncated=not self._terminated,
+            truncated=self._truncated or not self._terminated,
             seed=self._seed,
             index=index,
             source=self._source,
@@ -151,14 +151,14 @@ class EpisodeBuilder:
 def record_episode(env: PixelEnv, recording: Recording, index: int, attempt: int = 0) -> Episode:
     """Play one episode. It depends on the recording and the numbers only, not on what was played before."""
     seeds = episode_seeds(recording.seed, index, attempt)
-    name = choose_policy(env.env, parse_policy(recording.policy), seeds.choice)
+    name = choose_policy(env.env, recording.env_id, parse_policy(recording.policy), seeds.choice)
     builder = EpisodeBuilder(env.table, env.reset(seeds.env), seeds.env, name)
     act = make_policy(name, env.env, env.table, np.random.default_rng(seeds.policy))
     over = False
     while builder.num_frames < recording.num_frames and not over:
         action = env.table.vocabulary.check(act())
         frame, reward, terminated, truncated = env.step(action)
-        builder.add(action, frame, reward, terminated)
+        builder.add(action, frame, reward, terminated, truncated)
         over = terminated or truncated or frame is None
     return builder.build(index)
 
@@ -215,7 +215,7 @@ class _Session:
                 raise EnvironmentCrash(str(error)) from error
             raise
         self._has_worked = True
-        policy = choose_policy(env.env, parse_policy(recording.policy), 0.0)
+        policy = choose_policy(env.env, recording.env_id, parse_policy(recording.policy), 0.0)
         if not recording.policy:
             env.spec = replace(env.spec, policy=policy)
         return env

@@ -426,7 +426,8 @@ def _idle(space: spaces.Space) -> Any:
             return space.start.astype(space.dtype).copy()
         case spaces.MultiBinary():
             return np.zeros(space.shape, space.dtype)
-    return np.clip(np.zeros(space.shape), space.low, space.high).astype(space.dtype)  # type: ignore[attr-defined]
+    low, high = space.low, space.high  # type: ignore[attr-defined]
+    return np.array(np.clip(np.zeros(low.shape), low, high), space.dtype)
 
 
 def _compose(space: spaces.Space, changes: Mapping[tuple[tuple[str, ...], int], float]) -> Any:
@@ -569,7 +570,7 @@ def _parse_array(space: spaces.Space, value: Any, where: str) -> np.ndarray:
     shape = space.shape or ()
     whole = not np.issubdtype(space.dtype, np.floating)
     if isinstance(space, spaces.MultiBinary):
-        low, high = np.zeros(shape), np.ones(shape)
+        low, high = np.zeros(shape, int), np.ones(shape, int)
     elif isinstance(space, spaces.MultiDiscrete):
         low, high = space.start, space.start + space.nvec - 1
     else:

@@ -12,7 +12,7 @@ from typing import Any
 
 import gymnasium
 
-from farworld.envs.engines import atari, memory_maze, miniworld, vizdoom
+from farworld.envs.engines import atari, luanti, memory_maze, miniworld, vizdoom
 from farworld.envs.frames import Fit
 
 
@@ -35,7 +35,7 @@ class Engine:
     Attributes:
         prefixes: its ids begin so.
         module: what registers the ids when it is imported.
-        package: what the version is of.
+        package: what the version is of; empty if the environment says it, as `engine_version`.
         extra: of farworld, that installs it; empty if it comes from elsewhere.
         advice: how to get it where no extra does.
         prepare: sets what it reads from the environment of the process when it is imported.
@@ -109,6 +109,14 @@ ENGINES = (
         package="crafter",
         extra="crafter",
         arguments=lambda size: {"size": [size, size]},
+    ),
+    Engine(
+        prefixes=("farworld/Luanti",),
+        module="farworld.envs.engines.luanti",
+        package="",
+        advice=luanti.NEEDS,
+        prepare=luanti.prepare,
+        arguments=luanti.arguments,
     ),
     Engine(
         prefixes=("farworld/DMLab", "deepmind_lab:"),

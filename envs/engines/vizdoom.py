@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import tempfile
 from typing import Any
 
 import gymnasium
@@ -39,6 +41,21 @@ class VizdoomFrames(gymnasium.Wrapper):
         super().__init__(env)
         game = env.unwrapped
         self.metadata = {**env.metadata, "render_fps": env.metadata["render_fps"] / game.frame_skip}  # type: ignore
+        self._folder: tempfile.TemporaryDirectory | None = None
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        """Begin an episode. The game starts with the first one, and leaves its settings and a folder where it runs."""
+        if self._folder is not None:
+            return self.env.reset(**kwargs)
+        self._folder = tempfile.TemporaryDirectory(prefix="farworld-vizdoom-", ignore_cleanup_errors=True)
+        with contextlib.chdir(self._folder.name):
+            return self.env.reset(**kwargs)
+
+    def close(self) -> None:
+        """End the game."""
+        self.env.close()
+        if self._folder is not None:
+            self._folder.cleanup()
 
     @property
     def action_names(self) -> list[str] | dict[str, list[str]]:
@@ -60,4 +77,5 @@ class VizdoomFrames(gymnasium.Wrapper):
         observation, reward, terminated, truncated, info = self.env.step(action)
         if self.env.unwrapped.state is None:  # type: ignore[attr-defined]
             info = {**info, NO_FRAME: True}
-        return observation, reward, terminated, truncated, info
+        # At its time limit it says both.
+        return observation, reward, terminated and not truncated, truncated, info
