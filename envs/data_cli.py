@@ -22,7 +22,7 @@ SHEET_FRAMES = 32  # in a contact sheet, unless told
 SHEET_COLUMNS = 8
 VIDEO_HEIGHT = 256  # small frames are enlarged to about this, since players blur them
 
-data = App(name="data", help="Look at, check, show, combine, share and import recorded datasets.")
+data = App(name="data", help="Look at, check, combine, share and import datasets.")
 for _name in ("merge", "split", "filter", "pack", "push", "pull"):
     data.command(getattr(derive_cli, _name.replace("filter", "filter_")), name=_name)
 exchange_cli.add_commands(data)

@@ -45,7 +45,11 @@ def _sentence(result: Derived) -> str:
     return text
 
 
-def merge(*directories: Directory, json: Json = False, copy: Copy = False) -> None:
+def merge(
+    *directories: Annotated[Path, Parameter(help="The datasets' folders, and last the new one.")],
+    json: Json = False,
+    copy: Copy = False,
+) -> None:
     """Put datasets together without copying: farworld data merge A B ... OUT.
 
     OUT shares the files of the others, and stays whole when they are deleted or moved. An episode that several of them
@@ -93,11 +97,15 @@ def filter_(
     out: Out,
     /,
     *,
-    policy: Annotated[list[str] | None, Parameter(help="Chosen by this; again for one of several.")] = None,
-    source: Annotated[
-        list[str] | None, Parameter(help="Whose source has this in it; again for one of several.")
+    policy: Annotated[
+        list[str] | None, Parameter(negative=(), help="Chosen by this; again for one of several.")
     ] = None,
-    action: Annotated[list[str] | None, Parameter(help="In which this is done; again for all of several.")] = None,
+    source: Annotated[
+        list[str] | None, Parameter(negative=(), help="Whose source has this in it; again for one of several.")
+    ] = None,
+    action: Annotated[
+        list[str] | None, Parameter(negative=(), help="In which this is done; again for all of several.")
+    ] = None,
     min_frames: Annotated[int, Parameter(help="This long or longer.")] = 0,
     max_frames: Annotated[int | None, Parameter(help="This long or shorter.")] = None,
     min_reward: Annotated[float | None, Parameter(help="With this sum of rewards or more.")] = None,

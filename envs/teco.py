@@ -200,6 +200,7 @@ def import_teco(
         return ImportResult(episodes=0, frames=0, known=len(files))
     lengths = []
     with create_or_open(directory, _spec(name, first.frames)) as writer:
+        writer.note(what="import", source=f"teco/{name}")
         free = writer.free_indices(len(files))
         for index, episode in zip(free, itertools.chain([first], episodes), strict=False):
             try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 def hub_errors() -> tuple[type[Exception], ...]:
     """What the hub's client raises when it cannot fetch or send a file."""
@@ -13,5 +15,6 @@ def hub_errors() -> tuple[type[Exception], ...]:
 
 
 def reason_of(error: Exception) -> str:
-    """An error's first line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """An error in one line: its first, and the next one where that only has a status, such as "404 Client Error."."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(lines[: 2 if re.fullmatch(r"\d{3} (Client|Server) Error\.?( \(.*\))?", lines[0]) else 1])

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from farworld import __version__
+from farworld.dataset.episode import DatasetSpec
 from farworld.dataset.format import StoredEpisode, episode_name
 from farworld.dataset.reader import EPISODES_FOLDER, Dataset, recordings
 from farworld.dataset.shards import (
@@ -96,7 +97,7 @@ class Criteria:
             and self.min_frames <= dataset.num_frames(i)
             and (self.max_frames is None or dataset.num_frames(i) <= self.max_frames)
             and self.terminated in (None, dataset.terminated(i))
-            and (not wanted or np.isin(wanted, dataset.actions(i)).all())
+            and (not wanted or bool(np.isin(wanted, dataset.actions(i)).all()))
             and (self.min_reward is None or float(dataset.rewards(i).sum(dtype=np.float64)) >= self.min_reward)
         )
 
@@ -234,7 +235,7 @@ def _derive(
     parts: Sequence[tuple[Dataset, Sequence[int]]],
     out: str | os.PathLike,
     *,
-    spec: Any,
+    spec: DatasetSpec,
     what: str,
     facts: dict[str, Any] | None = None,
     copy: bool,
@@ -299,7 +300,7 @@ class _Sharing:
             else:
                 name = episode_name(dataset.number(i) + offset)
                 self._file(dataset.path(i), f"{EPISODES_FOLDER}/{name}.tar")
-        shards = []
+        shards: list[Shard] = []
         for path, stored in in_shards.items():
             file = shard_file(first_shard + len(shards))
             self._file(path, file)
@@ -336,7 +337,7 @@ class _Sharing:
             self.referred += 1
 
 
-def _finish(folder: Path, spec: Any, shards: Sequence[Shard]) -> None:
+def _finish(folder: Path, spec: DatasetSpec, shards: Sequence[Shard]) -> None:
     """Write what makes a folder of files a dataset."""
     (folder / EPISODES_FOLDER).mkdir(exist_ok=True)
     if shards:

@@ -110,13 +110,13 @@ def padded(size: int, block: int = tarfile.BLOCKSIZE) -> int:
     return -(-size // block) * block
 
 
-def tar_members(header: dict[str, Any], contents: Sequence[bytes]) -> list[bytes]:
+def tar_members(header: dict[str, Any], contents: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
     """An episode's members as they lie in a tar file, the index first; without the end of the file."""
     names = [member["name"] for member in header["members"]]
     text = json.dumps(header).encode()
     text = text[:-1] + b', "crc32": %d}' % zlib.crc32(text)  # of all that stands before it
     first = f"{episode_name(header['index'])}.episode.json"
-    blocks = []
+    blocks: list[bytes | memoryview] = []
     for name, data in zip((first, *names), (text, *contents), strict=True):
         info = tarfile.TarInfo(name)  # its defaults (mtime, uid and gid 0) keep the bytes reproducible
         info.size = len(data)
@@ -298,7 +298,7 @@ class StoredEpisode:
     def _read_bytes(self, start: int, stop: int) -> bytes:
         return self.source[start:stop] if isinstance(self.source, bytes) else read_at(self.source, start, stop - start)
 
-    def _read(self, first: int, stop: int) -> list[bytes]:
+    def _read(self, first: int, stop: int) -> list[memoryview]:
         """The data of members [first, stop), in one read."""
         begin, end = int(self.offsets[first]), int(self.offsets[stop - 1] + self.sizes[stop - 1])
         data = memoryview(self._read_bytes(begin, end))
@@ -310,7 +310,7 @@ class StoredEpisode:
         self._check_sums(first, contents)  # first: what a damaged array's header makes NumPy raise can be anything
         return [np.lib.format.read_array(io.BytesIO(data), allow_pickle=False) for data in contents]
 
-    def _check_sums(self, first: int, contents: Sequence[bytes]) -> None:
+    def _check_sums(self, first: int, contents: Sequence[memoryview]) -> None:
         for member, data in enumerate(contents, first):
             if zlib.crc32(data) != self.checksums[member]:
                 names = member_names(self.header["index"], self.num_frames, self.header.get("env_actions", ()))
@@ -324,7 +324,7 @@ def read_at(path: Path, offset: int, size: int) -> bytes:
         return file.read(size)
 
 
-def _decompress(decompressor: zstandard.ZstdDecompressor, data: bytes, size: int) -> bytes:
+def _decompress(decompressor: zstandard.ZstdDecompressor, data: memoryview, size: int) -> bytes:
     try:
         raw = decompressor.decompress(data, max_output_size=size)
     except zstandard.ZstdError as error:
@@ -362,10 +362,10 @@ def open_episode(
         header = json.loads(text)
         members = header.pop("members")
         checksum = header.pop("crc32", None)
-        _check_header(header, spec, int(match[1]))
         has_checksum = header["schema"] != f"{EPISODE_FORMAT}/1"
         if has_checksum and checksum != zlib.crc32(text[: text.rindex(b", ")] + b"}"):
             raise DamageError("its index differs from its checksum")
+        _check_header(header, spec, int(match[1]))
         names = member_names(header["index"], header["num_frames"], header.get("env_actions", ()))
         if [member["name"] for member in members] != names:
             raise DamageError(

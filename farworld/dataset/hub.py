@@ -8,9 +8,10 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from farworld.dataset.derive import SHARD_BYTES, check_new, pack
 from farworld.dataset.format import CHUNK_FRAMES, end_of_tar
@@ -81,21 +82,26 @@ def push(
     dataset = Dataset(directory)
     if not len(dataset):
         raise ValueError(f"{directory} has no episode to push; record some first")
+    _check_token(name)  # before anything is packed
     with contextlib.ExitStack() as stack:
         if not is_whole_shards(dataset):
             beside = stack.enter_context(tempfile.TemporaryDirectory(prefix=".push-", dir=dataset.directory.parent))
             pack(directory, Path(beside) / "packed", shard_bytes=shard_bytes, on_episode=on_episode)
             dataset = Dataset(Path(beside) / "packed")
-        card = dataset_card(dataset, name, licence)
-        url = _upload(dataset, name, card, private)
-    files = [DATASET_FILE, INDEX_FILE, *(shard.file for shard in dataset.shards)]
-    return Pushed(
-        repository=name,
-        url=url,
-        episodes=len(dataset),
-        files=len(files) + 1,
-        num_bytes=sum((dataset.directory / file).stat().st_size for file in files),
-    )
+        files: dict[str, Path | bytes] = {
+            name: dataset.directory / name for name in (DATASET_FILE, INDEX_FILE, *(s.file for s in dataset.shards))
+        }
+        if (dataset.directory / RECORDINGS_FILE).is_file():
+            files[RECORDINGS_FILE] = dataset.directory / RECORDINGS_FILE
+        files[CARD_FILE] = dataset_card(dataset, name, licence).encode()
+        url = _upload(files, name, f"{len(dataset)} episodes of {dataset.spec.env_id}", private)
+        return Pushed(
+            repository=name,
+            url=url,
+            episodes=len(dataset),
+            files=len(files),
+            num_bytes=sum(len(f) if isinstance(f, bytes) else f.stat().st_size for f in files.values()),
+        )
 
 
 def is_whole_shards(dataset: Dataset) -> bool:
@@ -106,8 +112,23 @@ def is_whole_shards(dataset: Dataset) -> bool:
     )
 
 
-def _upload(dataset: Dataset, name: str, card: str, private: bool) -> str:
-    """Put the files of a packed dataset and its card into a repository; the commit's address."""
+def _upload(files: Mapping[str, Path | bytes], name: str, message: str, private: bool) -> str:
+    """Make a repository hold these files, and no shards beside them, in one commit; the commit's address."""
+    import huggingface_hub
+
+    api = huggingface_hub.HfApi()
+    with hub_failures(f"the dataset could not be pushed to {name}"):
+        api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
+        there = api.list_repo_files(name, repo_type="dataset")
+        stale = sorted(file for file in there if file.startswith(f"{SHARDS_FOLDER}/") and file not in files)
+        operations: list[Any] = [
+            *(huggingface_hub.CommitOperationAdd(path_in_repo=f, path_or_fileobj=data) for f, data in files.items()),
+            *(huggingface_hub.CommitOperationDelete(path_in_repo=file) for file in stale),
+        ]
+        return str(api.create_commit(name, operations, commit_message=message, repo_type="dataset").commit_url)
+
+
+def _check_token(name: str) -> None:
     import huggingface_hub
 
     if huggingface_hub.get_token() is None:
@@ -115,23 +136,6 @@ def _upload(dataset: Dataset, name: str, card: str, private: bool) -> str:
             f"no token for the Hugging Face hub: pushing to {name} needs one that may write; "
             "log in with `hf auth login`, or set HF_TOKEN"
         )
-    api = huggingface_hub.HfApi()
-    files = [DATASET_FILE, INDEX_FILE, *(shard.file for shard in dataset.shards)]
-    if (dataset.directory / RECORDINGS_FILE).is_file():
-        files.append(RECORDINGS_FILE)
-    with hub_failures(f"{dataset.directory} could not be pushed to {name}"):
-        api.create_repo(name, repo_type="dataset", private=private, exist_ok=True)
-        stale = {f for f in api.list_repo_files(name, repo_type="dataset") if f.startswith(f"{SHARDS_FOLDER}/")}
-        operations = [
-            *(
-                huggingface_hub.CommitOperationAdd(path_in_repo=file, path_or_fileobj=dataset.directory / file)
-                for file in files
-            ),
-            huggingface_hub.CommitOperationAdd(path_in_repo=CARD_FILE, path_or_fileobj=card.encode()),
-            *(huggingface_hub.CommitOperationDelete(path_in_repo=file) for file in sorted(stale.difference(files))),
-        ]
-        message = f"{len(dataset)} episodes of {dataset.spec.env_id}"
-        return str(api.create_commit(name, operations, commit_message=message, repo_type="dataset").commit_url)
 
 
 def pull(repository: str, out: str | os.PathLike) -> Dataset:
@@ -150,12 +154,15 @@ def pull(repository: str, out: str | os.PathLike) -> Dataset:
     name, revision = parse_repository(repository)
     out = Path(out)
     check_new(out)
+    with hub_failures(f"{repository} could not be pulled"):
+        # snapshot_download itself says nothing, and gives back what an earlier pull left, if the hub is not reached.
+        commit = huggingface_hub.HfApi().dataset_info(name, revision=revision).sha
     partial = out.parent / f".{out.name}.pull"
     partial.mkdir(parents=True, exist_ok=True)
     with lock_folder(partial):
         with hub_failures(f"{repository} could not be pulled"):
             huggingface_hub.snapshot_download(
-                name, repo_type="dataset", revision=revision, local_dir=partial, allow_patterns=list(FILES)
+                name, repo_type="dataset", revision=commit, local_dir=partial, allow_patterns=list(FILES)
             )
         if not (partial / DATASET_FILE).is_file():
             shutil.rmtree(partial)

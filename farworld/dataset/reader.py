@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class Dataset:
             if path.name not in KNOWN or path.name in (EPISODES_FOLDER, SHARDS_FOLDER) and not path.is_dir():
                 self.bad.append((path, f"foreign: this folder holds {', '.join(KNOWN)} only"))
         for path in _visible(self.directory / EPISODES_FOLDER):
-            self._add(path, lambda path=path: _open_file(path, self.spec))
+            self._add(path, partial(_open_file, path, self.spec))
         self._add_shards()
         self._drop_copies()
         if self.bad and not skip_bad:
@@ -122,7 +123,7 @@ class Dataset:
                 self.bad.append((path, f"{reason}; {len(shard.episodes)} episodes are in it"))
                 continue
             for packed in shard.episodes:
-                self._add(path, lambda path=path, packed=packed: _open_packed(path, packed, self.spec))
+                self._add(path, partial(_open_packed, path, packed, self.spec))
 
     def _drop_copies(self) -> None:
         """A file that was copied would be the same episode twice, and a clip of it may be held out and trained on."""

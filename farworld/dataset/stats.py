@@ -99,7 +99,9 @@ def measure(dataset: Dataset, *, on_episode: Callable[[], None] = lambda: None) 
         "frame_difference": {
             "mean": _ratio(change_sums.sum(), change_counts.sum()),
             "by_action": {
-                name: _ratio(*row) for name, *row in zip(names, change_sums, change_counts, strict=True) if row[1]
+                name: _ratio(total, count)
+                for name, total, count in zip(names, change_sums.tolist(), change_counts.tolist(), strict=True)
+                if count
             },
         },
         "rewards": {

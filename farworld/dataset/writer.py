@@ -295,7 +295,7 @@ def _abandoned(path: Path) -> Iterator[bool]:
     """Whether nobody holds the lock of a file; if so it is removed after the block, before the lock is free again."""
     try:
         file = open(path, "r+b")  # noqa: SIM115 - closed below
-    except FileNotFoundError:  # its writer has just finished
+    except (FileNotFoundError, PermissionError):  # its writer has just finished, or it is another user's
         yield False
         return
     with file:
