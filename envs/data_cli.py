@@ -13,7 +13,7 @@ from cyclopts import App, Parameter
 from farworld.console import print_json, progress_bar, stdout_to_stderr
 from farworld.dataset import Dataset, episode_name
 from farworld.dataset.stats import measure, summarize
-from farworld.envs import derive_cli
+from farworld.envs import derive_cli, exchange_cli
 from farworld.envs.derive_cli import Directory, Json
 from farworld.envs.teco import TecoName, find_files, import_teco
 from farworld.video import VideoWriter, contact_sheet, write_png
@@ -25,6 +25,7 @@ VIDEO_HEIGHT = 256  # small frames are enlarged to about this, since players blu
 data = App(name="data", help="Look at, check, combine, share and import datasets.")
 for _name in ("merge", "split", "filter", "pack", "push", "pull"):
     data.command(getattr(derive_cli, _name.replace("filter", "filter_")), name=_name)
+exchange_cli.add_commands(data)
 
 
 @data.command

@@ -121,7 +121,7 @@ def _numbers(space: spaces.Discrete) -> tuple[int, ...]:
 
 
 def _check_space(space: spaces.Space) -> None:
-    for path, part in _leaves(space):
+    for path, part in leaves(space):
         if not isinstance(part, (spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary, spaces.Box)):
             where = f" in {'/'.join(path)}" if path else ""
             raise ValueError(
@@ -130,14 +130,14 @@ def _check_space(space: spaces.Space) -> None:
             )
 
 
-def _leaves(space: spaces.Space, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], spaces.Space]]:
+def leaves(space: spaces.Space, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], spaces.Space]]:
     """The spaces that a space is made of, each with the keys that lead there."""
     if not isinstance(space, (spaces.Dict, spaces.Tuple)):
         yield path, space
         return
     inner = space.spaces.items() if isinstance(space, spaces.Dict) else enumerate(space.spaces)
     for key, part in inner:
-        yield from _leaves(part, (*path, str(key)))
+        yield from leaves(part, (*path, str(key)))
 
 
 def _component_names(env: gymnasium.Env) -> dict[tuple[str, ...], list[str]]:
@@ -315,7 +315,7 @@ class _Move:
 
 def _composite_table(space: spaces.Space, names: Mapping[tuple[str, ...], Sequence[str]]) -> ActionTable:
     """Idling, each single component, and chords that are of use for moving."""
-    moves = [move for path, part in _leaves(space) for move in _moves(path, part, names.get(path))]
+    moves = [move for path, part in leaves(space) for move in _moves(path, part, names.get(path))]
     labels = _different([move.name for move in moves])
     keys, roles = _keys_for(labels)
     rows = [(Action(name="noop"), _idle(space))]
