@@ -1,19 +1,36 @@
 """Stage 1: train the DC-AE on single frames, then measure its latents.
 
-Loss: L1 and mean squared error. Latents get a little noise and a small penalty, so that neighbouring latents
-decode alike and the decoder forgives the world model's errors.
+Loss: L1, mean squared error and LPIPS, each by its weight. Latents get a little noise and a small penalty, so that
+neighbouring latents decode alike and the decoder forgives the world model's errors. From a step on (`gan_start`) a
+patch discriminator sharpens the decoder; the encoder is frozen from there, so that latents stay what they are.
+
+FAR's authors train with L1, LPIPS of weight 1, a discriminator of weight 0.5 in the second half, AdamW at 1e-4 with
+betas (0.5, 0.9), an average of 0.9999 and 200,000 steps; every one of these is a field of the config.
 """
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from farworld.dataset import Dataset
 from farworld.models.autoencoder import Autoencoder, to_frames, to_pixels
 from farworld.train.config import TrainConfig
-from farworld.train.run import Run, TrainState, autocast, fit, step_generator
+from farworld.train.discriminator import PatchDiscriminator, adversarial_loss, balanced_loss, discriminator_loss
+from farworld.train.lpips import LPIPS, load_lpips
+from farworld.train.run import (
+    Run,
+    TrainState,
+    autocast,
+    fit,
+    learning_rate_factor,
+    moving_average,
+    step_generator,
+)
 from farworld.video import contact_sheet, write_png
 
 STAGE = "autoencoder"
@@ -52,6 +69,167 @@ def load_autoencoder(run: Run) -> Autoencoder:
     return model.eval().requires_grad_(False)
 
 
+@dataclass(slots=True)
+class AutoencoderState(TrainState):
+    """What the stage trains; `fit` writes the autoencoder, `update_discriminator` the discriminator."""
+
+    discriminator: PatchDiscriminator | None = None
+    discriminator_optimizer: torch.optim.Optimizer | None = None
+
+    def state_dict(self) -> dict:
+        """Everything that a resumed run needs."""
+        state = TrainState.state_dict(self)
+        if self.discriminator is not None and self.discriminator_optimizer is not None:
+            state["discriminator"] = self.discriminator.state_dict()
+            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of state_dict; a discriminator that was not trained yet begins now.
+
+        Raises:
+            ValueError: the discriminator's sizes are not those of the checkpoint.
+        """
+        TrainState.load_state_dict(self, state)
+        if self.discriminator is None or self.discriminator_optimizer is None or "discriminator" not in state:
+            return
+        try:
+            self.discriminator.load_state_dict(state["discriminator"])
+        except RuntimeError as error:
+            raise ValueError(
+                "the run has a discriminator of other sizes; go on with the autoencoder_gan_width and "
+                "autoencoder_gan_layers that it was begun with, or begin a new run with another --out"
+            ) from error
+        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+
+    @property
+    def result(self) -> Autoencoder:
+        """The autoencoder to keep: the average where there is one."""
+        model = self.average.module if self.average else self.model
+        assert isinstance(model, Autoencoder)
+        return model
+
+
+def begin(config: TrainConfig, device: torch.device) -> AutoencoderState:
+    """The state of a new run."""
+    torch.manual_seed(config.seed)
+    model = Autoencoder(config.autoencoder()).to(device)
+
+    def adam(module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            module.parameters(), lr=learning_rate, betas=config.autoencoder_betas, weight_decay=0.0
+        )
+
+    state = AutoencoderState(model, adam(model, config.autoencoder_learning_rate))
+    if config.autoencoder_ema_decay:
+        state.average = moving_average(model, config.autoencoder_ema_decay)
+    if config.autoencoder_gan_weight:
+        sizes = config.autoencoder_gan_width, config.autoencoder_gan_layers
+        state.discriminator = PatchDiscriminator(*sizes).to(device)
+        state.discriminator_optimizer = adam(state.discriminator, config.autoencoder_gan_learning_rate)
+    return state
+
+
+def lpips_of(config: TrainConfig, device: torch.device) -> LPIPS | None:
+    """LPIPS if the config asks for it; without its weights a warning, and training goes on without."""
+    if not config.autoencoder_lpips_weight:
+        return None
+    try:
+        return load_lpips(device)
+    except FileNotFoundError as error:
+        warnings.warn(f"the autoencoder is trained without LPIPS: {error}", stacklevel=2)
+        return None
+
+
+def reconstruction_loss(
+    decoded: Tensor, pixels: Tensor, lpips: LPIPS | None, config: TrainConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L1 + squared error + LPIPS, by their weights, of pixels (B, 3, H, W) in [−1, 1]; and each without its weight."""
+    error = decoded - pixels
+    terms = {"l1": error.abs().mean(), "square": error.square().mean()}
+    loss = terms["l1"] + config.autoencoder_square_weight * terms["square"]
+    if lpips is not None:
+        terms["lpips"] = lpips(decoded, pixels).mean()
+        loss = loss + config.autoencoder_lpips_weight * terms["lpips"]
+    return loss, {name: term.detach() for name, term in terms.items()}
+
+
+def update_discriminator(
+    state: AutoencoderState, pixels: Tensor, decoded: Tensor, factor: float, config: TrainConfig
+) -> Tensor:
+    """One step of the discriminator on real and decoded pixels; the decoder is left alone.
+
+    Args:
+        state: with a discriminator.
+        pixels: (B, 3, H, W), real, in [−1, 1].
+        decoded: likewise, as the decoder made them.
+        factor: of the learning rate.
+        config: of the run.
+
+    Returns:
+        The loss before the step.
+    """
+    discriminator, optimizer = state.discriminator, state.discriminator_optimizer
+    assert discriminator is not None and optimizer is not None
+    discriminator.train().requires_grad_(True)
+    for group in optimizer.param_groups:
+        group["lr"] = config.autoencoder_gan_learning_rate * factor
+    loss = discriminator_loss(discriminator(pixels).float(), discriminator(decoded.detach()).float())
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    nn.utils.clip_grad_norm_(discriminator.parameters(), config.gradient_clip)
+    optimizer.step()
+    # The autoencoder's loss looks through the discriminator and must leave nothing in it.
+    optimizer.zero_grad(set_to_none=True)
+    discriminator.requires_grad_(False)
+    return loss.detach()
+
+
+def loss_of_frames(
+    state: AutoencoderState,
+    frames: Tensor,
+    lpips: LPIPS | None,
+    config: TrainConfig,
+    device: torch.device,
+    generator: torch.Generator,
+    *,
+    adversarial: bool,
+    factor: float = 1.0,
+) -> Tensor:
+    """The autoencoder's loss of a batch; with `adversarial`, after a step of the discriminator on the same batch.
+
+    Args:
+        state: the models; `metrics` gets the terms of the loss.
+        frames: (B, H, W, 3), uint8.
+        lpips: None is without.
+        config: of the run.
+        device: where to compute.
+        generator: of the latents' noise.
+        adversarial: whether the discriminator takes part; the encoder then gets no gradient.
+        factor: of the discriminator's learning rate.
+    """
+    model = state.model
+    assert isinstance(model, Autoencoder)
+    pixels = to_pixels(frames.to(device))
+    with autocast(config, device):
+        with torch.set_grad_enabled(not adversarial):
+            latents = model.encoder(pixels)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        decoded = model.decoder(latents + config.latent_noise * noise).float()
+    loss, state.metrics = reconstruction_loss(decoded, pixels, lpips, config)
+    if not adversarial:
+        return loss + config.latent_penalty * latents.float().square().mean()
+    assert state.discriminator is not None
+    # Autocast keeps converted weights until it ends: not beyond the discriminator's step.
+    with autocast(config, device):
+        state.metrics["discriminator"] = update_discriminator(state, pixels, decoded, factor, config)
+    with autocast(config, device):
+        against = adversarial_loss(state.discriminator(decoded).float())
+    loss, weight = balanced_loss(loss, against, decoded, model.decoder.conv_out.weight, config.autoencoder_gan_weight)
+    state.metrics.update(adversarial=against.detach(), gan_weight=weight)
+    return loss
+
+
 def train_autoencoder(run: Run, data: Dataset, episodes: list[int], held_out: list[int], device: torch.device) -> None:
     """Run the stage to its end, then measure and store the latents' mean and scale."""
     config: TrainConfig = run.config
@@ -63,37 +241,31 @@ def train_autoencoder(run: Run, data: Dataset, episodes: list[int], held_out: li
             f"the autoencoder of {run.path} has {finished['step'] if finished else 0} steps and a world model is "
             f"trained on it; to train it to {config.autoencoder_steps} begin a new run, or go on with --stage world"
         )
-    torch.manual_seed(config.seed)
-    model = Autoencoder(config.autoencoder()).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.autoencoder_learning_rate, betas=(0.9, 0.99), weight_decay=0.0
-    )
-    state = TrainState(model, optimizer)
+    state, lpips = begin(config, device), lpips_of(config, device)
+    total = config.autoencoder_steps
 
     def loss_of_step(step: int) -> Tensor:
         generator = step_generator(config, STAGE_KEY, step)
-        frames = random_frames(data, episodes, config.autoencoder_batch_size, generator).to(device)
-        pixels = to_pixels(frames)
-        with autocast(config, device):
-            latents = model.encoder(pixels)
-            noise = torch.randn(latents.shape, generator=generator).to(latents)
-            reconstruction = model.decoder(latents + config.latent_noise * noise).float()
-        error = reconstruction - pixels
-        return error.abs().mean() + error.square().mean() + config.latent_penalty * latents.float().square().mean()
+        frames = random_frames(data, episodes, config.autoencoder_batch_size, generator)
+        return loss_of_frames(
+            state, frames, lpips, config, device, generator,
+            adversarial=step >= config.gan_start(total), factor=learning_rate_factor(step, total, config),
+        )  # fmt: skip
 
     @torch.no_grad()
     def sample(step: int) -> None:
         frames = random_frames(data, held_out, FRAMES_OF_SAMPLE, step_generator(config, STAGE_KEY, 0)).to(device)
-        model.eval()
+        model = state.result.eval()
         with autocast(config, device):
             decoded = to_frames(model(to_pixels(frames)))
         rows = np.concatenate([frames.cpu().numpy(), decoded.cpu().numpy()])
         write_png(run.samples / f"{STAGE}-{step:08d}.png", contact_sheet(rows, columns=FRAMES_OF_SAMPLE))
 
     fit(
-        run, STAGE, state, total_steps=config.autoencoder_steps, frames_per_step=config.autoencoder_batch_size,
+        run, STAGE, state, total_steps=total, frames_per_step=config.autoencoder_batch_size,
         loss_of_step=loss_of_step, sample=sample,
     )  # fmt: skip
+    model = state.result
     _measure_latents(model, data, episodes, config, device)
     run.save_checkpoint(STATISTICS, {"step": state.step, "seconds": state.seconds, "model": model.state_dict()})
 

@@ -20,7 +20,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +125,7 @@ class TrainState:
     average: AveragedModel | None = None
     step: int = 0
     seconds: float = 0.0  # spent in all sittings
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)  # scalars of the last step, for the log
 
     def state_dict(self) -> dict:
         """Everything that a resumed run needs."""
@@ -260,6 +261,8 @@ def fit(
                 log.add_scalar(f"{stage}/loss", loss, state.step)
                 log.add_scalar(f"{stage}/gradient_norm", norm, state.step)
                 log.add_scalar(f"{stage}/learning_rate_factor", factor, state.step)
+                for name, scalar in state.metrics.items():
+                    log.add_scalar(f"{stage}/{name}", scalar, state.step)
             if state.step % config.checkpoint_every == 0 or finished or interrupted:
                 state.seconds = time.perf_counter() - began
                 run.save_checkpoint(stage, state.state_dict())
