@@ -57,13 +57,14 @@ def test_following_the_gradient_brings_an_image_closer(lpips):
     assert not any(parameter.requires_grad for parameter in lpips.parameters())
 
 
-def test_pixels_without_active_features_have_a_finite_gradient():
-    """The root of a sum of zeros has an infinite one, which trained models meet and then are NaN."""
+def test_pixels_without_active_features_are_equal_and_have_a_finite_gradient():
+    """Their features have no length to be divided by, and the root of a sum of zeros has an infinite gradient."""
     blank = LPIPS()
     for parameter in blank.parameters():
         torch.nn.init.constant_(parameter, -0.01)
     image = torch.ones(1, 3, 32, 32, requires_grad=True)
     distance = blank(image, torch.zeros(1, 3, 32, 32)).sum()
+    assert distance.item() == 0
     assert torch.autograd.grad(distance, image)[0].isfinite().all()
 
 

@@ -171,17 +171,14 @@ def update_discriminator(
     """
     discriminator, optimizer = state.discriminator, state.discriminator_optimizer
     assert discriminator is not None and optimizer is not None
-    discriminator.train().requires_grad_(True)
+    discriminator.train()
     for group in optimizer.param_groups:
         group["lr"] = config.autoencoder_gan_learning_rate * factor
     loss = discriminator_loss(discriminator(pixels).float(), discriminator(decoded.detach()).float())
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     nn.utils.clip_grad_norm_(discriminator.parameters(), config.gradient_clip)
     optimizer.step()
-    # The autoencoder's loss looks through the discriminator and must leave nothing in it.
     optimizer.zero_grad(set_to_none=True)
-    discriminator.requires_grad_(False)
     return loss.detach()
 
 

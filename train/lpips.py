@@ -74,9 +74,8 @@ class LPIPS(nn.Module):
         for layer in self.features:
             x = layer(x)
             if isinstance(layer, nn.ReLU):
-                # The clamp: where no feature is active, the root's gradient would be infinite.
-                length = x.square().sum(dim=1, keepdim=True).clamp(min=1e-20).sqrt()
-                found.append(x / (length + 1e-10))
+                # Where no feature is active the root's gradient is infinite, and the ReLU lets none of it through.
+                found.append(x / (x.square().sum(dim=1, keepdim=True).sqrt() + 1e-10))
         return found
 
 
