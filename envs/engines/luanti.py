@@ -159,7 +159,16 @@ class LuantiEnv(gymnasium.Env):
             self._write_world(folder, side)
             environment = {**os.environ, "DISPLAY": display, "LIBGL_ALWAYS_SOFTWARE": "1", "HOME": str(folder)}
             command = [_game() or "luanti", "--go", "--world", self._world, "--gameid", self._game_id]
-            command += ["--port", str(_free_port()), "--name", "farworld", "--config", folder / "conf", "--logfile", folder / "log.txt"]
+            command += [
+                "--port",
+                str(_free_port()),
+                "--name",
+                "farworld",
+                "--config",
+                folder / "conf",
+                "--logfile",
+                folder / "log.txt",
+            ]
             self._log = folder / "log.txt"
             self._client = self._run(failed, command, environment)
             keys = self._run(failed, ["xdotool", "-"], environment, stdin=subprocess.PIPE)
