@@ -332,7 +332,7 @@ class LuantiEnv(gymnasium.Env):
         if right or down:
             pixels = round(self._turn_degrees * self._pixels_per_degree)
             self._send(f"mousemove_relative -- {right * pixels} {down * pixels}")
-        # A frame that is late puts off the ones after it: an action is always held for a whole period.
+        # A caller that was late puts off this frame and the ones after it: an action lasts half a period or longer.
         self._next_tick = max(self._next_tick, time.monotonic() + self._period / 2)
         time.sleep(max(0.0, self._next_tick - time.monotonic()))
         self._next_tick += self._period
