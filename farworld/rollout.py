@@ -375,7 +375,7 @@ class Rollout:
             self._both(torch.stack(latents, dim=1)),
             torch.tensor([timesteps], device=device),
             self._both_conditions(torch.stack(actions, dim=1)),
-            torch.tensor(frames, device=device),
+            frames,
             size,
         )
         coarse = None
@@ -383,7 +383,7 @@ class Rollout:
             coarse = context_frames(
                 self._both(torch.stack([self._as_context(frame) for frame in coarse_frames], dim=1)),
                 self._both_conditions(torch.stack([self._actions[frame - kept] for frame in coarse_frames], dim=1)),
-                torch.tensor(coarse_frames, device=device),
+                coarse_frames,
                 torch.full((1, 1), context_mark(CLEAN_LONG_TERM, self.context_noise), device=device),
             )
         velocity = self.world.transformer.run(

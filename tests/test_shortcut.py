@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from test_far import KINDS, clip, randomise, tiny_world
-from test_train import SMALL, bars, train  # noqa: F401  bars is a fixture
+from test_train import ALONE, SMALL, bars, draws, train  # noqa: F401  bars is a fixture
 
 from farworld.checkpoint import config_from_json, config_to_json, load_world
 from farworld.models import flow, modulation_table
@@ -66,7 +66,7 @@ def test_steps_are_even_where_their_number_is_a_power_of_two_or_beyond_the_fines
 
 
 def test_steps_to_learn_are_of_all_sizes_above_the_finest_and_start_at_all_multiples():
-    sizes, times = flow.sample_shortcuts((400, 5), FINEST, torch.Generator().manual_seed(0))
+    sizes, times = flow.shortcuts_of_draws(*torch.rand(2, 400, 5, generator=torch.Generator().manual_seed(0)), FINEST)
     pairs = set(zip(sizes.flatten().tolist(), times.flatten().tolist(), strict=True))
     assert pairs == {(1 / n, k / n) for n in (1, 2, 4) for k in range(1, n + 1)}
     assert torch.bincount((-torch.log2(sizes)).long().flatten()).min() > 2000 / 3 * 0.85
@@ -238,7 +238,7 @@ def batch(length: int = 10) -> tuple[torch.Tensor, torch.Tensor]:
 
 def loss_of(model: FAR, settings: list[str], **kwargs) -> torch.Tensor:
     config = override(PRESETS["maze-xs"], [*SMALL, *settings])
-    return flow_matching_loss(model, *batch(), config, torch.Generator().manual_seed(0), **kwargs)
+    return flow_matching_loss(model, model.config, *batch(), config, draws(8), **kwargs)
 
 
 def test_without_bootstrapped_clips_the_loss_is_that_of_flow_matching():
@@ -251,7 +251,8 @@ def test_without_bootstrapped_clips_the_loss_is_that_of_flow_matching():
     assert not torch.equal(loss_of(plain, []), loss_of(told, ["bootstrap_ratio=0.5"]))
 
 
-def test_the_bootstrapped_share_holds_for_any_batch_size(monkeypatch):
+def test_each_clip_is_bootstrapped_by_its_own_draw(monkeypatch):
+    """So that the share holds for any batch size, and for any division of a batch among processes."""
     counts = []
     monkeypatch.setattr(
         world_stage, "two_half_steps", lambda teacher, inputs: counts.append(len(inputs.noisy)) or inputs.noisy
@@ -259,8 +260,14 @@ def test_the_bootstrapped_share_holds_for_any_batch_size(monkeypatch):
     config = override(PRESETS["maze-xs"], [*SMALL, "shortcut_steps=8", "bootstrap_ratio=0.25"])
     model, (clips, actions) = FAR(config.far(3)), batch(6)
     for seed in range(200):
-        flow_matching_loss(model, clips[:2], actions[:2], config, torch.Generator().manual_seed(seed))
-    assert set(counts) == {1} and 70 < len(counts) < 130  # half of all batches of two, one clip of each
+        flow_matching_loss(model, model.config, clips[:2], actions[:2], config, draws(2, first_seed=2 * seed))
+    assert set(counts) == {1, 2} and 70 < sum(counts) < 130  # a quarter of the clips
+    flow_matching_loss(model, model.config, clips, actions, config, draws(8))
+    together = counts.pop()
+    counts.clear()
+    for item in range(8):
+        flow_matching_loss(model, model.config, clips[:1], actions[:1], config, draws(1, first_seed=item))
+    assert sum(counts) == together
 
 
 def test_a_teacher_shows_the_steps_and_learns_nothing():
@@ -289,9 +296,7 @@ def test_context_tells_its_noise_and_is_copied_without_it():
     clips, actions = batch(10)
     fine, is_context = clips[:, 4:], torch.rand(8, 6, generator=torch.Generator().manual_seed(1)) < 0.5
     time = torch.full((8, 6), 0.7)
-    inputs = noise_context(
-        ClipInputs(fine, time, is_context, actions, clips[:, :7]), 0.4, torch.Generator().manual_seed(0)
-    )
+    inputs = noise_context(ClipInputs(fine, time, is_context, actions, clips[:, :7]), 0.4, draws(8))
     level = inputs.noise_level
     assert level.shape == (8, 13) and 0 <= level.min() and 0.35 < level.max() <= 0.4
     same = (inputs.noisy == fine).flatten(2).all(dim=2)
@@ -334,8 +339,9 @@ def test_one_step_lands_on_one_of_two_futures_where_plain_euler_lands_between():
         for step in range(num_updates):
             optimizer.param_groups[0]["lr"] = 4e-3 * min(1.0, 2 * (1 - step / num_updates))
             signs = torch.randint(0, 2, (128, 1, 1, 1, 1), generator=generator) * 2.0 - 1
+            actions = torch.zeros(128, 1, dtype=torch.int64)
             loss = flow_matching_loss(
-                model, signs.expand(128, 1, 1, 2, 2), torch.zeros(128, 1, dtype=torch.int64), config, generator
+                model, model.config, signs.expand(128, 1, 1, 2, 2), actions, config, draws(128, first_seed=128 * step)
             )
             optimizer.zero_grad()
             loss.backward()
@@ -381,7 +387,9 @@ def test_a_run_begins_with_the_weights_of_another_and_learns_few_steps(bars, tmp
 
     data = Dataset(bars)
     settings = ["shortcut_steps=4", "world_steps=2", "context_noise_max=0.2", "context_noise=0.1", "num_steps=2"]
-    run = open_run(tmp_path / "second", None, settings, resume=False, stage="all", data=data, init=str(first.path))
+    run = open_run(
+        tmp_path / "second", None, settings, resume=False, stage="all", data=data, ranks=ALONE, init=str(first.path)
+    )
     given = world_stage.initial_weights(run)
     began = load_world(first.path).model.transformer.state_dict()
     assert all(torch.equal(given[name], tensor) for name, tensor in began.items())
@@ -397,14 +405,21 @@ def test_a_run_begins_with_the_weights_of_another_and_learns_few_steps(bars, tmp
     assert moved.abs().max() > 0
 
     with pytest.raises(ValueError, match="--init begins one"):
-        open_run(run.path, None, [], resume=True, stage="all", data=data, init=str(first.path))
+        open_run(run.path, None, [], resume=True, stage="all", data=data, ranks=ALONE, init=str(first.path))
     with pytest.raises(ValueError, match=r"num_layers=2, this run 3.*leave --preset out"):
         open_run(
             tmp_path / "third", "maze-xs", [*SMALL, "num_layers=3"], resume=False, stage="all", data=data,
-            init=str(first.path),
+            ranks=ALONE, init=str(first.path),
         )  # fmt: skip
     with pytest.raises(ValueError, match="shortcut_steps=4, this run 8"):
         open_run(
-            tmp_path / "third", None, ["shortcut_steps=8"], resume=False, stage="all", data=data, init=str(run.path)
+            tmp_path / "third",
+            None,
+            ["shortcut_steps=8"],
+            resume=False,
+            stage="all",
+            data=data,
+            ranks=ALONE,
+            init=str(run.path),
         )
     assert not (tmp_path / "third").exists()

@@ -14,7 +14,7 @@ from farworld.models.far import FARConfig
 
 AT_LEAST_ONE = (
     "autoencoder_steps", "world_steps", "autoencoder_batch_size", "world_batch_size", "checkpoint_every",
-    "sample_every", "log_every", "num_layers", "num_heads", "num_steps", "num_contexts", "start_frames",
+    "sample_every", "log_every", "accumulate", "num_layers", "num_heads", "num_steps", "num_contexts", "start_frames",
 )  # fmt: skip
 # What the weights of each stage's checkpoints depend on.
 ARCHITECTURE = {
@@ -78,11 +78,14 @@ class TrainConfig:
     warmup_steps: int = 100
     decay_fraction: float = 0.3  # last part of the steps, in which the learning rate falls to zero
     gradient_clip: float = 1.0  # norm
+    accumulate: int = 1  # parts that a process goes through for one step, to fit its memory
+    recompute: bool = False  # run blocks again in the backward pass: less memory, more time
     precision: str = "auto"  # float32, bfloat16, or auto: bfloat16 where the hardware multiplies it natively
     held_out_fraction: float = 0.02  # episodes kept back for samples and the model card
     checkpoint_every: int = 200  # steps
     sample_every: int = 500  # steps
     log_every: int = 10  # steps
+    wandb_project: str = ""  # also log to this project of Weights & Biases
 
     # Exported world
     num_steps: int = 1  # denoising steps a frame in play
@@ -99,6 +102,8 @@ class TrainConfig:
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.autoencoder_batch_size % 4:
+            raise ValueError(f"autoencoder_batch_size must be a multiple of 4, got {self.autoencoder_batch_size}")
         if not 0 <= self.clean_context_ratio < 1:
             raise ValueError(f"clean_context_ratio must be in [0, 1), got {self.clean_context_ratio}")
         for name in ("own_context_ratio", "idle_ratio", "bootstrap_ratio"):

@@ -20,15 +20,17 @@ N tokens, D model width, A attention heads, K width of one head.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from farworld.models.attention import QKV, Attend, ClipAttention, Positions, full_attention, rope_table, rotate
 
@@ -132,7 +134,7 @@ class Frames:
     latents: Tensor  # (B, F, C, H, W), scaled
     timestep: Tensor  # (B, F), or broadcast to it, on the embedding's scale, or the mark of a context frame
     action: Tensor  # (B, F), int64
-    index: Tensor  # (F,), int64, absolute in the stream
+    index: Sequence[int]  # of each, absolute in the stream; in a clip a range
     step_size: Tensor | None = None  # as timestep, flow time, see `FAR.forward`; context frames have none
 
 
@@ -303,7 +305,8 @@ def _mix_in_copy(
     """
     outputs = slice(frames.latents.shape[1] - velocity.shape[1], None)
     timestep = frames.timestep.expand(frames.latents.shape[:2])
-    has_source = torch.cat([(frames.index[:1] > 0).expand_as(timestep[:, :1]), timestep[:, :-1] < 0], dim=1)
+    is_first = torch.full_like(timestep[:, :1], frames.index[0] == 0, dtype=torch.bool)
+    has_source = torch.cat([~is_first, timestep[:, :-1] < 0], dim=1)
     gate = gate * has_source[:, outputs, None, None, None]
     t = (timestep[:, outputs] / TIMESTEP_SCALE).clamp(min=shortest_time)[..., None, None, None]
     return torch.lerp(velocity, (frames.latents[:, outputs] - before) / t, gate.expand_as(velocity))
@@ -315,6 +318,7 @@ class FAR(nn.Module):
     def __init__(self, config: FARConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False  # trade time for memory: blocks run again in the backward pass; set by who trains
         width, channels = config.width, config.latent_channels
         self.fine_embedding = nn.Linear(channels * config.patch_size**2, width)
         if config.context_patch_size:
@@ -327,6 +331,7 @@ class FAR(nn.Module):
         self.final_modulation = nn.Linear(width, 2 * width)
         self.velocity_head = nn.Linear(width, channels * config.patch_size**2)
         self.copy_head = nn.Linear(width, config.patch_size**2) if config.copy_gate else None
+        self.coarse_head: nn.Linear | None = None
         if config.coarse_output and config.context_patch_size:
             self.coarse_head = nn.Linear(width, channels * config.context_patch_size**2)
         self._initialise()
@@ -397,26 +402,32 @@ class FAR(nn.Module):
                 f"a clip of {num_frames} frames with {num_fine} fine ones needs between 1 and {num_frames} fine "
                 f"frames and at least {max(needed, 0)} context frames, got {num_coarse}"
             )
-        frames, first = torch.arange(num_frames, device=noisy.device), num_frames - num_fine
-        fine = Frames(noisy, timestep, action[:, first:], frames[first:], step_size)
+        first = num_frames - num_fine
+        fine = Frames(noisy, timestep, action[:, first:], range(first, num_frames), step_size)
         coarse = None
         if context is not None:
-            coarse = context_frames(context, action[:, :num_coarse], frames[:num_coarse], context_timestep)
-        attend = self._clip_attention(fine, frames[:num_coarse]) if config.causal else full_attention
+            coarse = context_frames(context, action[:, :num_coarse], range(num_coarse), context_timestep)
+        attend = full_attention
+        if config.causal:
+            attend = self._clip_attention(noisy, range(first, num_frames), range(num_coarse))
         if before is None:
             oldest = torch.zeros_like(noisy[:, :1]) if context is None or not first else context[:, first - 1 : first]
             before = torch.cat([oldest, noisy[:, :-1]], dim=1)
         return self.run(fine, coarse, attend, before=before)
 
-    def _clip_attention(self, fine: Frames, coarse_frame: Tensor) -> ClipAttention:
-        config, device = self.config, fine.latents.device.type
+    def _clip_attention(self, latents: Tensor, fine: range, coarse: range) -> ClipAttention:
+        config, device = self.config, latents.device
+        is_mixed = torch.is_autocast_enabled(device.type)
         return ClipAttention(
             window=config.window,
-            fine_frame=fine.index.repeat_interleave(config.fine_tokens),
-            coarse_frame=coarse_frame.repeat_interleave(config.coarse_tokens),
+            fine_frames=fine,
+            coarse_frames=coarse,
+            fine_tokens=config.fine_tokens,
+            coarse_tokens=config.coarse_tokens,
             positions=config.positions,
             num_heads=config.num_heads,
-            dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else fine.latents.dtype,
+            dtype=torch.get_autocast_dtype(device.type) if is_mixed else latents.dtype,
+            device=device,
         )
 
     def run(
@@ -448,16 +459,19 @@ class FAR(nn.Module):
         coarse_stream = None
         if coarse is not None and config.context_patch_size:
             coarse_stream = self._stream(coarse, self.coarse_embedding, config.context_patch_size, modulate)
-        for block in self.blocks[:-1]:
-            fine_stream, coarse_stream = block(fine_stream, coarse_stream, attend)
-        fine_stream, coarse_stream = self.blocks[-1](fine_stream, coarse_stream, attend, num_outputs)
+        for block in self.blocks:
+            outputs = num_outputs if block is self.blocks[-1] else None
+            run_block: Callable = block
+            if self.recompute and torch.is_grad_enabled():
+                run_block = functools.partial(checkpoint, block, use_reentrant=False)
+            fine_stream, coarse_stream = run_block(fine_stream, coarse_stream, attend, outputs)
         tokens = self._final(fine_stream)
         velocity = _unpatchify(self.velocity_head(tokens), config, config.patch_size)
         if self.copy_head is not None and before is not None:
             gate = _stretched(_unpatchify(self.copy_head(tokens), config, config.patch_size).float().sigmoid())
             shortest = min(COPY_TIMESTEP_MIN, 1 / (config.shortcut_steps or 1))
             velocity = _mix_in_copy(velocity.float(), gate, fine, before, shortest)
-        if coarse_stream is not None and config.coarse_output and config.context_patch_size:
+        if coarse_stream is not None and self.coarse_head is not None and config.context_patch_size:
             coarse_velocity = self.coarse_head(self._final(coarse_stream))
             velocity = torch.cat([_unpatchify(coarse_velocity, config, config.context_patch_size), velocity], dim=1)
         return velocity
@@ -470,7 +484,8 @@ class FAR(nn.Module):
         if self.action_embedding is not None:
             condition = condition + self.action_embedding(action)
         condition = F.silu(condition)
-        return *(block.modulation(condition) for block in self.blocks), self.final_modulation(condition)
+        blocks = cast(Iterable[Block], self.blocks)
+        return *(block.modulation(condition) for block in blocks), self.final_modulation(condition)
 
     @staticmethod
     def _step_condition(rows: Tensor, timestep: Tensor, step_size: Tensor | None) -> Tensor:
@@ -488,12 +503,12 @@ class FAR(nn.Module):
     def _stream(self, frames: Frames, embedding: nn.Module, patch: int, modulate: Modulate) -> Stream:
         config = self.config
         rows, columns = config.latent_height // patch, config.latent_width // patch
-        stride, frame_scale = patch // config.patch_size, config.positions.frame_scale
-        return Stream(
-            embedding(patchify(frames.latents, patch)),
-            modulate(frames.timestep, frames.action, frames.step_size),
-            rope_table(frames.index, rows, columns, stride, config.head_size, frame_scale=frame_scale),
-        )
+        rope = rope_table(
+            frames.index, rows, columns, patch // config.patch_size, config.head_size,
+            frame_scale=config.positions.frame_scale, device=frames.latents.device,
+        )  # fmt: skip
+        modulations = modulate(frames.timestep, frames.action, frames.step_size)
+        return Stream(embedding(patchify(frames.latents, patch)), modulations, rope)
 
 
 def context_mark(mark: float, noise_level: Level) -> Level:
@@ -508,7 +523,7 @@ def context_mark(mark: float, noise_level: Level) -> Level:
     return mark - noise_level * TIMESTEP_SCALE
 
 
-def context_frames(latents: Tensor, action: Tensor, index: Tensor, timestep: Tensor | None = None) -> Frames:
+def context_frames(latents: Tensor, action: Tensor, index: Sequence[int], timestep: Tensor | None = None) -> Frames:
     """Frames of the long-term stream, which are always context; see `Frames`. Without marks they are clean."""
     if timestep is None:
         timestep = torch.full((1, 1), CLEAN_LONG_TERM, device=latents.device)

@@ -32,25 +32,26 @@ def velocity_target(latents: Tensor, noise: Tensor) -> Tensor:
     return noise - latents
 
 
-def sample_timesteps(
-    shape: tuple[int, ...],
-    generator: torch.Generator,
-    *,
-    mean: float = 0.0,
-    std: float = 1.0,
-    pure_noise_ratio: float = 0.0,
+def timesteps_of_draws(
+    normal: Tensor, uniform: Tensor, *, mean: float = 0.0, std: float = 1.0, pure_noise_ratio: float = 0.0
 ) -> Tensor:
     """Logit-normal timesteps, each replaced by exactly 1 with probability `pure_noise_ratio`.
 
     The first Euler step starts from pure noise, which a logit-normal never draws: sampling with one or two
     steps depends on it most.
 
+    Args:
+        normal: standard normal draws.
+        uniform: draws in [0, 1), of the same shape.
+        mean: of the logit.
+        std: of the logit.
+        pure_noise_ratio: in [0, 1].
+
     Returns:
-        `shape`, float32, in (0, 1].
+        The draws' shape, float32, in (0, 1].
     """
-    timestep = torch.sigmoid(mean + std * torch.randn(shape, generator=generator))
-    pure = torch.rand(shape, generator=generator) < pure_noise_ratio
-    return torch.where(pure, torch.ones_like(timestep), timestep)
+    timestep = torch.sigmoid(mean + std * normal)
+    return torch.where(uniform < pure_noise_ratio, torch.ones_like(timestep), timestep)
 
 
 def euler_timesteps(num_steps: int) -> list[float]:
@@ -84,18 +85,19 @@ def shortcut_size(step: float, finest_steps: int) -> float:
     return max(2.0 ** -math.ceil(-math.log2(step)), 1 / finest_steps)
 
 
-def sample_shortcuts(
-    shape: tuple[int, ...], finest_steps: int, generator: torch.Generator
-) -> tuple[torch.Tensor, torch.Tensor]:
+def shortcuts_of_draws(level: Tensor, multiple: Tensor, finest_steps: int) -> tuple[Tensor, Tensor]:
     """Steps to learn from two halves: each size above the finest alike, from any multiple of it.
 
+    Args:
+        level: draws in [0, 1), for the sizes.
+        multiple: draws in [0, 1), of the same shape, for where they start.
+        finest_steps: steps of the finest size, a power of two.
+
     Returns:
-        Two tensors of `shape`, float32: step sizes 1, 1/2, … 2/finest_steps, and timesteps in (0, 1] to step from.
+        Two tensors of that shape, float32: step sizes 1, 1/2, … 2/finest_steps, and timesteps in (0, 1] to step from.
     """
-    level = torch.randint(finest_steps.bit_length() - 1, shape, generator=generator)
-    size = 0.5**level
-    multiple = torch.floor(torch.rand(shape, generator=generator) / size) + 1
-    return size, multiple * size
+    size = 0.5 ** torch.floor(level * (finest_steps.bit_length() - 1))
+    return size, (torch.floor(multiple / size) + 1) * size
 
 
 def official_timesteps(num_steps: int) -> list[float]:
