@@ -20,7 +20,7 @@ Scores, over the frames that differ from the one before:
   drawn from the model with different noise, y the truth. It is a proper score: lowest for the true distribution, so
   that neither a blurred mean nor a sharp wrong guess pays. This is what few steps should be judged by;
 - PSNR: of single draws, in dB; highest for the mean of all futures, however blurred, and so no measure of steps;
-- LPIPS: of single draws, lower is better; left out where farworld.train.lpips is not there;
+- LPIPS: of single draws, lower is better; left out where frames are too small for it;
 - sharpness: mean gradient of the drawn frames over that of the true ones; 1 is right;
 - to many: root mean square distance in grey levels from the same world's frame in --many steps from the same noise.
 
@@ -29,7 +29,6 @@ Scores, over the frames that differ from the one before:
 
 from __future__ import annotations
 
-import importlib.util
 import json as json_format
 import resource
 import shutil
@@ -52,6 +51,7 @@ from farworld.device import choose_device, describe_hardware
 from farworld.rollout import Rollout
 from farworld.train.config import PRESETS, TrainConfig, override
 from farworld.train.evaluate import check_fit, psnr
+from farworld.train.lpips import SMALLEST, load_lpips
 from farworld.train.world import split_episodes
 from farworld.world_model import WorldModel
 
@@ -193,11 +193,11 @@ def summary(rows: dict[str, Tensor], chosen: Tensor) -> dict[str, float]:
     return means
 
 
-def perceptual_distance() -> PerceptualDistance | None:
-    """LPIPS of frames (N, H, W, 3), uint8, or None where it is not there."""
-    if importlib.util.find_spec("farworld.train.lpips") is None:
+def perceptual_distance(size: int) -> PerceptualDistance | None:
+    """LPIPS of frames (N, H, W, 3), uint8, or None where they are too small for it."""
+    if size < SMALLEST:
         return None
-    model = importlib.import_module("farworld.train.lpips").load_lpips()
+    model = load_lpips()
 
     @torch.inference_mode()
     def distance(frames: Tensor, references: Tensor) -> Tensor:
@@ -224,7 +224,7 @@ def measure(
     length: int,
 ) -> list[dict[str, Any]]:
     """Rows of the table: each kind of prediction, world and number of steps."""
-    perceptual, rows = perceptual_distance(), []
+    perceptual, rows = perceptual_distance(min(data.spec.height, data.spec.width)), []
     frames = torch.from_numpy(np.stack([data.frames(i, 0, length) for i in episodes]))
     actions = np.stack([data.actions(i)[: length - 1] for i in episodes])
     kinds: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
