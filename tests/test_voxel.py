@@ -143,8 +143,8 @@ def test_arguments_choose_actions_world_and_rate():
     assert facts() == (21, 10.0, (256, 256, 64), 8)
     assert facts(actions="basic") == (12, 10.0, (128, 128, 48), 4)
     assert facts(actions="basic", world="varied") == (12, 10.0, (256, 256, 64), 8)
-    assert facts(preset="minecraft")[:3] == (3, 20.0, (128, 128, 64))
-    assert facts(preset="minecraft", actions="full")[:3] == (21, 10.0, (128, 128, 64))
+    assert facts(preset="minecraft")[:3] == (3, 20.0, (128, 128, 48))
+    assert facts(preset="minecraft", actions="full")[:3] == (21, 10.0, (128, 128, 48))
     assert VoxelEnv.metadata["render_fps"] == 10
 
 
