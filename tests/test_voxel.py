@@ -12,7 +12,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from farworld.envs.voxel import VoxelEnv
-from farworld.envs.voxel_blocks import AIR, BEDROCK, DIRT, HOT_BAR, LAMP, PLANKS, SAND, SOLID, STONE, WATER
+from farworld.envs.voxel_blocks import AIR, BEDROCK, HOT_BAR, LAMP, PLANKS, SAND, SOLID, WATER
 from farworld.envs.voxel_body import HEIGHT, RADIUS
 from farworld.envs.voxel_terrain import generate_varied
 from farworld.envs.voxel_world import WATER_SURFACE
