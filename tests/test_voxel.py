@@ -14,6 +14,7 @@ from gymnasium.utils.env_checker import check_env
 from farworld.envs.voxel import VoxelEnv
 from farworld.envs.voxel_blocks import AIR, BEDROCK, HOT_BAR, LAMP, PLANKS, SAND, SOLID, WATER
 from farworld.envs.voxel_body import HEIGHT, RADIUS
+from farworld.envs.voxel_policies import _Walker
 from farworld.envs.voxel_terrain import generate_varied
 from farworld.envs.voxel_world import WATER_SURFACE
 
@@ -653,6 +654,18 @@ def test_revisit_sees_the_same_pose_again():
         return np.mean([returns(play(VoxelEnv(size=16), name, seed, 250)[1]) for seed in range(4)])
 
     assert share("revisit") > 0.15 > 5 * share("explore")
+
+
+def test_a_round_trip_ends_at_the_pose_where_it_began():
+    for seed in range(3):
+        env = make_plain(size=16, world="classic")
+        farthest = 0.0
+        for action in _Walker(env, np.random.default_rng(seed))._round_trip(12):
+            env.step(action)
+            farthest = max(farthest, math.dist((env.body.x, env.body.z), (64.5, 64.5)))
+        assert farthest > 8.0
+        assert math.dist((env.body.x, env.body.z), (64.5, 64.5)) < 0.5
+        assert (env.heading, env.tilt) == (0, 0)
 
 
 def test_tour_covers_ground():
