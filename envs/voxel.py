@@ -126,8 +126,8 @@ class VoxelEnv(gymnasium.Env[np.ndarray, int]):
         world: str | None = None,
         day_cycle: str | int | float = "off",
     ) -> None:
-        if size < 16 or size % 16:
-            raise ValueError(f"size must be a positive multiple of 16 pixels, got {size}; 128 is the default")
+        if not isinstance(size, int | np.integer) or size < 16 or size % 16:
+            raise ValueError(f"size must be a positive multiple of 16 pixels, got {size!r}; 128 is the default")
         if render_mode not in (None, "rgb_array"):
             raise ValueError(f"render_mode must be None or 'rgb_array', got {render_mode!r}")
         _check_choice("preset", preset, _PRESETS)

@@ -207,9 +207,7 @@ class _Walker:
 
     def _bump(self) -> Iterator[int]:
         """Face a grid direction, where walls stop the body instead of letting it slide, and run until held up."""
-        quarter = self._env.headings // 4
-        turn = (self._env.heading + quarter // 2) % quarter - quarter // 2
-        yield from self._do("turn_left" if turn > 0 else "turn_right", abs(turn))
+        yield from self._face_grid()
         for _ in range(25):
             before = (self._env.body.x, self._env.body.z)
             yield from self._do("forward")
@@ -217,14 +215,23 @@ class _Walker:
                 yield from self._do("forward", self._some(2, 8))
                 return
 
+    def _face_grid(self) -> Iterator[int]:
+        """Turn to the nearest direction of the grid."""
+        quarter = self._env.headings // 4
+        turn = (self._env.heading + quarter // 2) % quarter - quarter // 2
+        yield from self._do("turn_left" if turn > 0 else "turn_right", abs(turn))
+
     def _dig_stairs(self) -> Iterator[int]:
-        """Dig one step of a staircase out of a pit or a cave: the block ahead and the one above it."""
+        """Dig one step of a staircase out of a pit or a cave: the block ahead, the one above it, and the ceiling."""
         yield from self._face_level()
-        yield from self._do("forward", 2)
+        yield from self._face_grid()
+        yield from self._do("forward", 3)
         yield from self._do("dig")
         yield from self._do("look_up", 3)
         yield from self._do("dig", 2)
-        yield from self._do("look_down", 3)
+        yield from self._do("look_up", 2)
+        yield from self._do("dig")
+        yield from self._face_level()
         yield from self._do("forward", 4)
 
     def _turn_and_return(self) -> Iterator[int]:
@@ -303,7 +310,14 @@ class _Walker:
                 edits = env.world.num_edits
                 _measure_ground(env.world.blocks, env.world.tops, ground)
                 _spread_steps(ground, int(target[0]), int(target[1]), steps)
-            waypoint = self._waypoint(steps) or target
+            waypoint = self._waypoint(steps)
+            here = ground[int(env.body.x), int(env.body.z)]
+            if self.can("dig") and stuck > 2 and (waypoint is None or here > env.body.y + 1.5):  # in a pit, or a cave
+                stuck = 0
+                yield from self._dig_stairs()
+                patience -= 30
+                continue
+            waypoint = waypoint or target
             before = (env.body.x, env.body.z)
             name = self._towards(waypoint, gait=gait)
             yield from self._do(name)

@@ -133,48 +133,66 @@ def render(
 def _draw(scene, axes, frame):
     """Cast one ray through every pixel, then two more through those on an outline."""
     size = frame.shape[0]
-    colors = np.empty((size, size, 3), np.float32)
-    surfaces = np.empty((size, size), np.int64)
-    half, scale = size * 0.5, 2.0 * HALF_FIELD_OF_VIEW / size
+    num_pixels = size * size
+    points = np.empty((num_pixels, 2))  # row and column in pixels
+    colors = np.empty((num_pixels, 3), np.float32)
+    surfaces = np.empty(num_pixels, np.int64)
     for row in range(size):
         for column in range(size):
-            dx, dy, dz = _direction(axes, (column + 0.5 - half) * scale, (half - row - 0.5) * scale)
-            red, green, blue, surface = _trace(scene, dx, dy, dz, scale)
-            colors[row, column, 0], colors[row, column, 1], colors[row, column, 2] = red, green, blue
-            surfaces[row, column] = surface
+            points[row * size + column, 0], points[row * size + column, 1] = row + 0.5, column + 0.5
+    _trace_all(scene, axes, size, points, colors, surfaces)
     contrast = -1.0 if scene.look.first_release else OUTLINE_CONTRAST
+    outline = np.empty((num_pixels, 2), np.int64)
+    num_outline = 0
     for row in range(size):
         for column in range(size):
-            red, green, blue = colors[row, column, 0], colors[row, column, 1], colors[row, column, 2]
+            pixel = row * size + column
+            for channel in range(3):
+                frame[row, column, channel] = min(max(colors[pixel, channel], 0.0), 255.0)
             if (
-                _differs(colors, surfaces, row, column, max(row - 1, 0), column, contrast)
-                or _differs(colors, surfaces, row, column, min(row + 1, size - 1), column, contrast)
-                or _differs(colors, surfaces, row, column, row, max(column - 1, 0), contrast)
-                or _differs(colors, surfaces, row, column, row, min(column + 1, size - 1), contrast)
+                _differs(colors, surfaces, pixel, pixel - size * (row > 0), contrast)
+                or _differs(colors, surfaces, pixel, pixel + size * (row < size - 1), contrast)
+                or _differs(colors, surfaces, pixel, pixel - (column > 0), contrast)
+                or _differs(colors, surfaces, pixel, pixel + (column < size - 1), contrast)
             ):
-                for i in range(2):
-                    y, x = row + 0.2 + 0.6 * i, column + 0.2 + 0.6 * (i ^ ((row + column) & 1))
-                    dx, dy, dz = _direction(axes, (x - half) * scale, (half - y) * scale)
-                    r, g, b, _ = _trace(scene, dx, dy, dz, scale)
-                    red, green, blue = red + r, green + g, blue + b
-                red, green, blue = red / 3.0, green / 3.0, blue / 3.0
-            frame[row, column, 0] = min(max(red, 0.0), 255.0)
-            frame[row, column, 1] = min(max(green, 0.0), 255.0)
-            frame[row, column, 2] = min(max(blue, 0.0), 255.0)
+                outline[num_outline, 0], outline[num_outline, 1] = row, column
+                num_outline += 1
+    points = np.empty((2 * num_outline, 2))
+    for i in range(2 * num_outline):
+        row, column = outline[i >> 1]
+        points[i, 0] = row + 0.2 + 0.6 * (i & 1)
+        points[i, 1] = column + 0.2 + 0.6 * ((i & 1) ^ ((row + column) & 1))
+    more = np.empty((2 * num_outline, 3))
+    _trace_all(scene, axes, size, points, more, np.empty(2 * num_outline, np.int64))
+    for i in range(num_outline):
+        row, column = outline[i]
+        for channel in range(3):
+            total = colors[row * size + column, channel] + more[2 * i, channel] + more[2 * i + 1, channel]
+            frame[row, column, channel] = min(max(total / 3.0, 0.0), 255.0)
 
 
 @njit(cache=True, error_model="numpy")
-def _differs(colors, surfaces, row, column, other_row, other_column, contrast):
-    """Whether two neighbouring pixels show different surfaces in colors that can be told apart."""
-    if surfaces[row, column] == surfaces[other_row, other_column]:
+def _trace_all(scene, axes, size, points, colors, surfaces):
+    """Cast a ray through each of (N, 2) points of the picture: (N, 3) colors and (N,) surfaces, written."""
+    half, scale = size * 0.5, 2.0 * HALF_FIELD_OF_VIEW / size
+    for i in range(len(points)):
+        dx, dy, dz = _direction(axes, (points[i, 1] - half) * scale, (half - points[i, 0]) * scale)
+        red, green, blue, surfaces[i] = _trace(scene, dx, dy, dz, scale)
+        colors[i, 0], colors[i, 1], colors[i, 2] = red, green, blue
+
+
+@njit(cache=True, error_model="numpy", forceinline=True)
+def _differs(colors, surfaces, pixel, other, contrast):
+    """Whether two pixels show different surfaces in colors that can be told apart."""
+    if surfaces[pixel] == surfaces[other]:
         return False
     total = 0.0
     for i in range(3):
-        total += abs(colors[row, column, i] - colors[other_row, other_column, i])
+        total += abs(colors[pixel, i] - colors[other, i])
     return total > contrast
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _direction(axes, across, upward):
     """Unit vector of the ray through a point of the picture, given in units of the focal length."""
     forward, right, up = axes
@@ -185,7 +203,7 @@ def _direction(axes, across, upward):
     return dx / length, dy / length, dz / length
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _trace(scene, dx, dy, dz, pixel_angle):
     """Walk from block to block until something solid, and mix plants, water and fog over it.
 
@@ -285,7 +303,7 @@ def _trace(scene, dx, dy, dz, pixel_angle):
     return red, green, blue, surface
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _is_submerged(blocks, x, y, z, oy):
     """Whether a point inside a block of water lies below its surface."""
     wrap = blocks.shape[0] - 1
@@ -359,7 +377,7 @@ def _opacity(textures, texture, u, v, footprint):
     return textures[texture, level, min(int(v * 16.0), 15) >> level, min(int(u * 16.0), 15) >> level, 4]
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _enter_water(blocks, x, y, z, oy, dy, distance, leave):
     """Distance at which a ray enters the water of a block, or -1: the surface lies below the block's top."""
     wrap = blocks.shape[0] - 1
@@ -375,14 +393,14 @@ def _enter_water(blocks, x, y, z, oy, dy, distance, leave):
     return -1.0
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _haze(look, distance):
     """Share of fog in [0, 1]."""
     share = min(max((distance - look.fog_start) / (look.view_distance - look.fog_start), 0.0), 1.0)
     return share * share * (3.0 - 2.0 * share)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _sky(scene, dx, dy, dz, with_clouds):
     """Sky gradient; with the square sun and moon, stars and flat clouds if asked for."""
     sky = scene.sky
@@ -443,7 +461,7 @@ def _star(dx, dy, dz):
     return 0.35 + 0.65 * ((code >> 8) & 255) / 255.0 if u - i < 0.6 and v - j < 0.6 else 0.0
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _texel(textures, texture, u, v, footprint):
     """Texture color at u, v in [0, 1), averaged over a footprint given in texels."""
     lod = 0.0
@@ -464,7 +482,7 @@ def _texel(textures, texture, u, v, footprint):
     return red, green, blue, tinted
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _shade(scene, x, y, z, axis, block, dx, dy, dz, distance, pixel_angle):
     """Textured, tinted and lit color of the face of a block that a ray hits."""
     eye, wrap = scene.eye, scene.blocks.shape[0] - 1
@@ -495,7 +513,7 @@ def _shade(scene, x, y, z, axis, block, dx, dy, dz, distance, pixel_angle):
     return red * land[LAND_TINT], green * land[LAND_TINT + 1], blue * land[LAND_TINT + 2]
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _light_at(light, brightness, x, z, y, center):
     """Brightness of a cell beside a face; blocks darken the corner that they make."""
     if y < 0 or y >= light.shape[2]:
@@ -505,7 +523,7 @@ def _light_at(light, brightness, x, z, y, center):
     return brightness[level] if level > 0 else center * np.float32(OCCLUDED)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _smooth_light(light, brightness, x, y, z, axis, side, u, v):
     """Light on a face: the mean of the four cells around each corner, interpolated between the corners."""
     x, z, y = x + (side if axis == 0 else 0), z + (side if axis == 1 else 0), y + (side if axis == 2 else 0)
@@ -535,7 +553,7 @@ def _smooth_light(light, brightness, x, y, z, axis, side, u, v):
     return total
 
 
-@njit(cache=True, error_model="numpy")
+@njit(cache=True, error_model="numpy", forceinline=True)
 def _under_water(scene, color, sky, place, dx, dy, dz, pixel_angle):
     """Mix the water over what lies in it: darker with depth, more like the sky at a flat angle."""
     water_x, water_y, water_z, start, depth = place

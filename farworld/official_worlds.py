@@ -15,7 +15,7 @@ import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -54,7 +54,7 @@ class DatasetFacts:
         frames_per_second: of the world.
         frame_action: see `WorldConfig`; the stored DMLab actions follow their frames.
         look_alike: the built-in world that the starts are recorded in, unless real frames are given.
-        look_alike_actions: names of the vocabulary, to that world's names.
+        look_alike_preset: of it, with the same actions, speeds and way of collecting.
     """
 
     transformer: str
@@ -65,7 +65,7 @@ class DatasetFacts:
     frames_per_second: float
     frame_action: str
     look_alike: str
-    look_alike_actions: dict[str, str]
+    look_alike_preset: str
 
 
 DATASETS: dict[str, DatasetFacts] = {
@@ -84,7 +84,7 @@ DATASETS: dict[str, DatasetFacts] = {
         frames_per_second=20.0,
         frame_action="producing",
         look_alike="farworld/Voxel-v0",
-        look_alike_actions={"forward": "forward", "yaw_left": "turn_left", "yaw_right": "turn_right"},
+        look_alike_preset="minecraft",
     ),
     "dmlab": DatasetFacts(
         transformer="long_video_prediction/FAR_B_Long_DMLab_Action64-c09441dc.pth",
@@ -100,7 +100,7 @@ DATASETS: dict[str, DatasetFacts] = {
         frames_per_second=7.5,
         frame_action="following",
         look_alike="farworld/Maze-v0",
-        look_alike_actions={name: name for name in ("forward", "turn_left", "turn_right")},
+        look_alike_preset="dmlab",
     ),
 }
 
@@ -284,19 +284,21 @@ def _recognise_autoencoder(
 
 
 def _look_alike_starts(facts: DatasetFacts) -> list[Context]:
-    """Starts recorded in the built-in world, by walking at random."""
+    """Starts recorded in the built-in world, by the policy that its preset shares with the data."""
     import gymnasium
 
     import farworld.envs  # noqa: F401 - registers the worlds; only needed here
 
-    env = gymnasium.make(facts.look_alike)
-    known: ActionVocabulary = env.unwrapped.action_vocabulary  # type: ignore[attr-defined]
+    env = gymnasium.make(facts.look_alike, preset=facts.look_alike_preset)
+    world: Any = env.unwrapped
     starts = []
     for seed in range(NUM_STARTS):
-        rng = np.random.default_rng(seed)
-        names = rng.choice(list(facts.look_alike_actions), size=START_FRAMES - 1, p=[0.7, 0.15, 0.15])
-        frames = [env.reset(seed=seed)[0]]
-        frames += [env.step(known.index(facts.look_alike_actions[name]))[0] for name in names]
+        frames, names = [env.reset(seed=seed)[0]], []
+        policy = world.policy("explore", np.random.default_rng(seed))
+        while len(frames) < START_FRAMES:
+            action = policy()
+            frames.append(env.step(action)[0])
+            names.append(world.action_vocabulary.names[action])
         starts.append(Context(np.stack(frames), np.array([facts.vocabulary.index(name) for name in names])))
     env.close()
     return starts
