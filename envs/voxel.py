@@ -237,11 +237,12 @@ class VoxelEnv(gymnasium.Env[np.ndarray, int]):
         return daylight_at(time, look.dark_brightness, look.light_power)
 
     def _observe(self) -> np.ndarray:
-        daylight, eye = self._daylight(), self.body.eye
-        frame = render(self.world, daylight, self._land.look, eye, *self._look_angles(), self.size)
+        world, daylight = self.world, self._daylight()  # the world first: without one it says what to do
+        eye = self.body.eye
+        frame = render(world, daylight, self._land.look, eye, *self._look_angles(), self.size)
         if self._control.hot_bar:
-            x, y, z = (math.floor(part) % self.world.size for part in eye)
-            light = self.world.light[x, z, y] if y < self.world.height else 15
+            x, y, z = (math.floor(part) % world.size for part in eye)
+            light = world.light[x, z, y] if y < world.height else 15
             draw_hand(frame, HOT_BAR[self.slot], float(daylight.brightness[light]), self._swings)
         return frame
 
