@@ -28,7 +28,7 @@ class PackedLinear(Packed):
         # Not a buffer: the packed layout is opaque, and cannot move to another device.
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
         self.bias = linear.bias
-        self._activation = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        self._activation: tuple[str, list, str] = ("gelu", [], "tanh") if gelu else ("none", [], "")
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out), float32."""

@@ -45,9 +45,10 @@ class PackedConv(Packed):
         self.bias = conv.bias
         self._window = (list(conv.padding), list(conv.stride), list(conv.dilation), conv.groups)
         self._input_size = input_size
-        self._activation = (activation, [], "")
+        self._activation: tuple[str, list, str] = (activation, [], "")
         weight, bias = conv.weight.detach(), None if conv.bias is None else conv.bias.detach()
         if norm is not None:
+            assert norm.running_mean is not None and norm.running_var is not None
             scale = norm.weight.detach() * (norm.running_var + norm.eps).rsqrt()
             bias = ((0 if bias is None else bias) - norm.running_mean) * scale + norm.bias.detach()
             weight = weight * scale[:, None, None, None]
@@ -154,8 +155,12 @@ def _pack(module: nn.Module, prefix: str, sizes: Sizes) -> None:
                 conv2 = PackedConv(child.conv2, two, norm=child.norm)
                 setattr(module, name, PackedResBlock(child, conv1, conv2))
             else:  # an encoder's, with SiLU
-                child.conv1 = PackedConv(child.conv1, one, activation="swish")
-                child.conv2 = PackedConv(child.conv2, two)
+                convs = {
+                    "conv1": PackedConv(child.conv1, one, activation="swish"),
+                    "conv2": PackedConv(child.conv2, two),
+                }
+                for conv_name, conv in convs.items():
+                    setattr(child, conv_name, conv)
                 child.activation = nn.Identity()
         else:
             _pack(child, f"{path}.", sizes)
