@@ -4,13 +4,17 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: play test lint clean
+.PHONY: play test engines lint clean
 
 play: $(STAMP)
 	$(BIN)/farworld play --ckpt minecraft
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Real engines, which the tests use where they are installed; what they need of the system is in .ci/run.
+engines: $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[engines]"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -201,7 +201,7 @@ class OfficialSchedule:
         parts = []
         for which, patch in ((frames[:num_long], config.context_patch_size), (frames[num_long:], config.patch_size)):
             rows, columns = config.latent_height // patch, config.latent_width // patch
-            parts.append(rope_table(which, rows, columns, patch // config.patch_size, config.head_size))
+            parts.append(rope_table(which.tolist(), rows, columns, patch // config.patch_size, config.head_size))
         (long_cos, long_sin), (cos, sin) = parts
         frame = torch.cat(
             [

@@ -1,4 +1,4 @@
-"""`farworld data`: look at, check, show and import recorded datasets."""
+"""`farworld data`: look at, measure, check, show and import recorded datasets; derive_cli has what makes new ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from cyclopts import App, Parameter
 
 from farworld.console import print_json, progress_bar, stdout_to_stderr
 from farworld.dataset import Dataset, episode_name
+from farworld.dataset.stats import measure, summarize
+from farworld.envs import derive_cli, exchange_cli
+from farworld.envs.derive_cli import Directory, Json
 from farworld.envs.teco import TecoName, find_files, import_teco
 from farworld.video import VideoWriter, contact_sheet, write_png
 
@@ -19,47 +22,31 @@ SHEET_FRAMES = 32  # in a contact sheet, unless told
 SHEET_COLUMNS = 8
 VIDEO_HEIGHT = 256  # small frames are enlarged to about this, since players blur them
 
-data = App(name="data", help="Look at, check, show and import recorded datasets.")
-
-Directory = Annotated[Path, Parameter(help="The dataset's folder.")]
-Json = Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout.")]
-
-
-def _summary(dataset: Dataset) -> dict[str, Any]:
-    spec = dataset.spec
-    counts = np.zeros(len(spec.action_vocabulary), np.int64)
-    for i in range(len(dataset)):
-        counts += np.bincount(dataset.actions(i), minlength=len(counts))
-    return {
-        "data": dataset.directory,
-        "env": spec.env_id,
-        "episodes": len(dataset),
-        "frames": sum(dataset.num_frames(i) for i in range(len(dataset))),
-        "height": spec.height,
-        "width": spec.width,
-        "frames_per_second": spec.frames_per_second,
-        "action_timing": spec.action_timing,
-        "policy": spec.policy,
-        "seed": spec.seed,
-        "actions": [
-            {**row, "count": int(count)} for row, count in zip(spec.action_vocabulary.to_json(), counts, strict=True)
-        ],
-        "bad": len(dataset.bad),
-        "bad_files": [{"path": path, "reason": reason} for path, reason in dataset.bad],
-    }
+data = App(name="data", help="Look at, check, combine, share and import datasets.")
+for _name in ("merge", "split", "filter", "pack", "push", "pull"):
+    data.command(getattr(derive_cli, _name.replace("filter", "filter_")), name=_name)
+exchange_cli.add_commands(data)
 
 
 @data.command
 def info(directory: Directory, /, *, json: Json = False) -> None:
     """Print what a dataset holds; damaged and foreign files are counted and left out."""
     with stdout_to_stderr() if json else contextlib.nullcontext():
-        summary = _summary(Dataset(directory, skip_bad=True))
+        summary = summarize(Dataset(directory, skip_bad=True))
     if json:
         print_json(summary)
         return
-    for key in ("env", "episodes", "frames", "frames_per_second", "action_timing", "policy", "seed"):
+    _print_summary(summary)
+
+
+def _print_summary(summary: dict[str, Any]) -> None:
+    for key in ("env", "env_version", "episodes", "frames", "frames_per_second", "action_timing", "seed"):
         print(f"{key:<18} {summary[key]}")
     print(f"{'frame size':<18} {summary['height']} x {summary['width']}")
+    place = f"{summary['shards']} shards" if summary["packed"] else "one file an episode"
+    print(f"{'stored':<18} {summary['bytes'] / (1 << 20):.1f} MB, {place}")
+    for name, row in summary["policies"].items():
+        print(f"policy {name or 'not said':<11} {row['episodes']} episodes, {row['frames']} frames")
     total = max(1, sum(action["count"] for action in summary["actions"]))
     for index, action in enumerate(summary["actions"]):
         keys = " + ".join(action["keys"]) or "no key"
@@ -68,6 +55,39 @@ def info(directory: Directory, /, *, json: Json = False) -> None:
     print(f"{'bad files':<18} {summary['bad']}")
     for row in summary["bad_files"]:
         print(f"  {row['path']}: {row['reason']}")
+
+
+@data.command
+def stats(directory: Directory, /, *, json: Json = False) -> None:
+    """Measure a dataset: lengths, pixels, motion, actions, rewards; every frame is read."""
+    with stdout_to_stderr() if json else contextlib.nullcontext():
+        dataset = Dataset(directory, skip_bad=True)
+        with progress_bar("measuring", len(dataset), unit="episodes") as advance:
+            result = measure(dataset, on_episode=advance)
+    if json:
+        print_json(result)
+        return
+    _print_summary(result)
+    changes = result["frame_difference"]
+    rows = {
+        "frames an episode": _spread(result["lengths"]),
+        "pixel mean (RGB)": ", ".join(f"{value:.1f}" for value in result["pixels"]["mean"]),
+        "pixel std (RGB)": ", ".join(f"{value:.1f}" for value in result["pixels"]["std"]),
+        "frame difference": "-" if changes["mean"] is None else f"{changes['mean']:.2f}",
+        **{f"  after {name}": f"{value:.2f}" for name, value in changes["by_action"].items()},
+        "reward of a step": _spread(result["rewards"]["steps"]),
+        "reward an episode": _spread(result["rewards"]["episodes"]),
+        "terminated": result["ends"]["terminated"],
+        "truncated": result["ends"]["truncated"],
+    }
+    for label, value in rows.items():
+        print(f"{label:<18} {value}")
+
+
+def _spread(values: dict[str, float] | None) -> str:
+    if values is None:
+        return "-"
+    return f"{values['min']:g} to {values['max']:g}, median {values['median']:g}, mean {values['mean']:g}"
 
 
 @data.command
@@ -104,17 +124,34 @@ def view(
     frames: Annotated[
         int | None, Parameter(help="Frames, spread over a sheet (32), or from a video's start (all).")
     ] = None,
+    all_: Annotated[
+        bool, Parameter(name="--all", negative=(), help="One row for each episode, with --frames (8) of each.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """Write an episode as a contact sheet or as a video."""
+    """Write an episode as a contact sheet or as a video, or all episodes as one sheet."""
     if out.suffix not in (".png", ".mp4"):
         raise ValueError(f"expected a file name that ends in .png or .mp4, got {out}")
+    if all_ and (out.suffix != ".png" or episode is not None):
+        raise ValueError(f"--all makes one .png of all episodes, got {out} and --episode {episode}")
     if frames is not None and frames < 1:
         raise ValueError(f"frames must be 1 or more, got {frames}")
     if directory.resolve() in out.resolve().parents:
         raise ValueError(f"{out} would lie in the dataset, as a foreign file; give a place outside {directory}")
     with stdout_to_stderr() if json else contextlib.nullcontext():
         dataset = Dataset(directory, skip_bad=True)
+        if all_:
+            columns = frames or SHEET_COLUMNS
+            _write_strips(out, dataset, columns)
+    if all_:
+        height, width = dataset.spec.height, dataset.spec.width
+        row = {"data": directory, "out": out, "episodes": len(dataset), "frames": columns * len(dataset)}
+        if json:
+            print_json({**row, "height": height, "width": width})
+        else:
+            print(f"{len(dataset)} episodes, a row each -> {out}")
+        return
+    with stdout_to_stderr() if json else contextlib.nullcontext():
         i = _position(dataset, episode)
         pictures = dataset.frames(i)
         if out.suffix == ".png":
@@ -131,6 +168,16 @@ def view(
         )
     else:
         print(f"{dataset.episodes[i]} -> {out}")
+
+
+def _write_strips(out: Path, dataset: Dataset, columns: int) -> None:
+    """Write all episodes as one picture: a row for each, of frames evenly spread over it."""
+    _position(dataset, None)
+    pictures = []
+    for i in range(len(dataset)):
+        frames = dataset.frames(i)
+        pictures += list(frames[np.linspace(0, len(frames) - 1, columns).round().astype(int)])
+    write_png(out, contact_sheet(pictures, columns))
 
 
 def _write_sheet(out: Path, pictures: np.ndarray, count: int) -> None:

@@ -6,31 +6,21 @@ import contextlib
 import os
 from typing import Any
 
-import gymnasium
 import numpy as np
 
-from farworld.dataset import DatasetSpec, DatasetWriter, create_or_open
-from farworld.envs.recorder import (
-    EpisodeBuilder,
-    PixelEnv,
-    Recording,
-    episode_seeds,
-    make_env,
-    plain_errors,
-    resolve_env_id,
-    spec_of,
-)
+from farworld.dataset import DatasetWriter, create_or_open
+from farworld.envs.environments import EnvSettings, PixelEnv, resolve_env_id
+from farworld.envs.policies import HUMAN
+from farworld.envs.recorder import EpisodeBuilder, episode_seeds
 from farworld.play.player import Player
-
-SOURCE = "human"  # of an episode that a person played
 
 
 class EnvPlayer(Player):
-    """A Gymnasium environment under the keys.
+    """An environment under the keys.
 
     Start i is what `farworld record` begins episode i of the same seed with. An episode lasts until the
     environment ends it, the player begins anew, or quits; with a writer it is then added to the dataset, unless
-    nothing was done in it. The player owns environment and writer, and closes them.
+    nothing was done in it or it is discarded. The player owns environment and writer, and closes them.
 
     Attributes:
         num_episodes: recorded so far.
@@ -38,48 +28,43 @@ class EnvPlayer(Player):
         last_index: the number of the newest of them in the dataset; None without one.
     """
 
-    def __init__(
-        self, env: gymnasium.Env, recording: Recording, spec: DatasetSpec, *, start: int, writer: DatasetWriter | None
-    ) -> None:
+    def __init__(self, env: PixelEnv, *, seed: int, start: int, writer: DatasetWriter | None) -> None:
         """Show a start.
 
         Args:
-            env: of the recording.
-            recording: the environment's id and size, and the seed.
-            spec: of this environment and recording.
+            env: the environment as it is seen.
+            seed: start i draws its own from (seed, i).
             start: the number of the first episode's start.
             writer: of the dataset that takes the episodes; None records nothing.
         """
-        self.recording = recording
+        self.seed = seed
         self.start = start
         self.num_episodes = self.num_recorded_frames = 0
         self.last_index: int | None = None
         self._env = env
-        self._pixels = PixelEnv(env, recording.size)
         self._writer = writer
         self._builder: EpisodeBuilder | None = None  # the running episode, if it is recorded
         self._ended = ""
-        super().__init__(
-            name=recording.env_id, vocabulary=spec.action_vocabulary, frames_per_second=spec.frames_per_second
-        )
+        spec = env.spec
+        super().__init__(name=spec.env_id, vocabulary=spec.action_vocabulary, frames_per_second=spec.frames_per_second)
 
     def _first_frame(self) -> np.ndarray:
         self._store()
-        seed, _ = episode_seeds(self.recording.seed, self.start)
-        frame = self._pixels.reset(seed)
+        seed = episode_seeds(self.seed, self.start).env
+        frame = self._env.reset(seed)
         self._ended = ""
         if self._writer:
-            self._builder = EpisodeBuilder(frame, seed)
+            self._builder = EpisodeBuilder(self._env.table, frame, seed, HUMAN, source=HUMAN)
         return frame
 
     def _next_frame(self, action: int) -> np.ndarray:
-        frame, reward, terminated, truncated = self._pixels.step(action)
+        frame, reward, terminated, truncated = self._env.step(action)
         if self._builder:
-            self._builder.add(action, frame, reward, terminated)
-        if terminated or truncated:
+            self._builder.add(action, frame, reward, terminated, truncated)
+        if terminated or truncated or frame is None:
             self._ended = "terminated" if terminated else "truncated"
             self._store()
-        return frame
+        return self.frame if frame is None else frame
 
     def _choose_next_start(self) -> str:
         self.start += 1
@@ -91,10 +76,18 @@ class EnvPlayer(Player):
         if builder is None or self._writer is None or builder.num_frames < 2:
             return
         [index] = self._writer.free_indices(1)
-        self._writer.write(builder.build(index, SOURCE))
+        self._writer.write(builder.build(index))
         self.num_episodes += 1
         self.num_recorded_frames += builder.num_frames
         self.last_index = index
+
+    def discard(self) -> bool:
+        """Begin the episode anew, and forget what was played of it."""
+        if self._builder is None or self._builder.num_frames < 2:
+            return False
+        self._builder = None
+        self._begin("discarded, from the start")
+        return True
 
     @property
     def ended(self) -> str:
@@ -111,8 +104,8 @@ class EnvPlayer(Player):
     def report(self) -> dict[str, Any]:
         """The environment, and what was recorded."""
         return {
-            "env": self.recording.env_id,
-            "seed": self.recording.seed,
+            "env": self.name,
+            "seed": self.seed,
             "start": self.start,
             "record": self._writer and self._writer.directory,
             "episodes": self.num_episodes,
@@ -135,32 +128,31 @@ def open_env_player(
     *,
     seed: int = 0,
     start: int | None = None,
-    size: int | None = None,
     record_to: str | os.PathLike | None = None,
+    **settings: Any,
 ) -> EnvPlayer:
     """Make an environment and show its start.
 
     Args:
-        name: maze, voxel, or a Gymnasium id.
+        name: maze, voxel, or another name that `resolve_env_id` knows.
         seed: start i draws its own from (seed, i).
         start: which start comes first; None is 0, or when recording the number of the episode that is recorded.
-        size: height and width of the frames in pixels; None takes the environment's where it suits.
         record_to: a dataset's folder, which is made if it is not there; None records nothing.
+        **settings: more of `EnvSettings`.
 
     Raises:
-        ValueError, ImportError: see `resolve_env_id`, `Recording`, `make_env` and `create_or_open`.
+        ValueError, ImportError: see `resolve_env_id`, `EnvSettings`, `PixelEnv` and `create_or_open`.
     """
     if start is not None and start < 0:
         raise ValueError(f"the start must be 0 or more, got {start}")
-    recording = Recording(env_id=resolve_env_id(name), policy="human", seed=seed, size=size)
-    with plain_errors(recording.env_id), contextlib.ExitStack() as failed:
-        env = failed.enter_context(make_env(recording))
-        spec = spec_of(env, recording)
+    with contextlib.ExitStack() as failed:
+        env = PixelEnv(EnvSettings(env_id=resolve_env_id(name), **settings), policy=HUMAN, seed=seed)
+        failed.callback(env.close)
         writer = None
         if record_to is not None:
-            writer = failed.enter_context(create_or_open(record_to, spec))
+            writer = failed.enter_context(create_or_open(record_to, env.spec))
         if start is None:
             start = writer.free_indices(1)[0] if writer else 0
-        player = EnvPlayer(env, recording, spec, start=start, writer=writer)
+        player = EnvPlayer(env, seed=seed, start=start, writer=writer)
         failed.pop_all()
     return player

@@ -133,7 +133,7 @@ def _digest(path: Path) -> str:
     return f"sha256:{digest.hexdigest()[:32]}"
 
 
-def _known_digests(directory: Path) -> set[str]:
+def known_digests(directory: Path) -> set[str]:
     """What the dataset was given before; nothing if it does not exist yet."""
     if not (directory / "dataset.json").is_file():
         return set()
@@ -194,12 +194,13 @@ def import_teco(
         ValueError: a source file is damaged, or the dataset holds something else.
     """
     files = find_files(name, source)
-    episodes = _new_episodes(name, files, _known_digests(Path(directory)), on_file)
+    episodes = _new_episodes(name, files, known_digests(Path(directory)), on_file)
     first = next(episodes, None)
     if first is None:
         return ImportResult(episodes=0, frames=0, known=len(files))
     lengths = []
     with create_or_open(directory, _spec(name, first.frames)) as writer:
+        writer.note(what="import", source=f"teco/{name}")
         free = writer.free_indices(len(files))
         for index, episode in zip(free, itertools.chain([first], episodes), strict=False):
             try:

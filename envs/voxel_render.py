@@ -1,4 +1,4 @@
-"""The look of the voxel world: procedural 16x16 textures and a ray caster on the block grid.
+"""The picture of the voxel world: a ray caster on the block grid.
 
 Every pixel follows one ray; pixels on the outline of a surface are averaged with two more. Textures are
 read from a mip pyramid, so that far ground is calm instead of shimmering.
@@ -6,146 +6,99 @@ read from a mip pyramid, so that far ground is calm instead of shimmering.
 
 from __future__ import annotations
 
-import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit
 
-from farworld.envs import voxel_terrain as terrain
-from farworld.envs.voxel_terrain import (
+from farworld.envs.voxel_blocks import (
     AIR,
-    MAX_LIGHT,
+    FIRST_SEE_THROUGH,
+    GLASS,
+    LAMP,
+    LILY_PAD,
     NUM_BLOCKS,
     WATER,
-    WATER_SURFACE,
-    WORLD_HEIGHT,
-    WRAP,
-    World,
 )
+from farworld.envs.voxel_light import MAX_LIGHT
+from farworld.envs.voxel_sky import (
+    CLOUD,
+    GLOW_COLOR,
+    GLOW_SHARE,
+    HORIZON,
+    LAND_TINT,
+    STARS,
+    SUN,
+    ZENITH,
+    Daylight,
+)
+from farworld.envs.voxel_textures import FACE_TEXTURES, MIP_LEVELS, T_WATER, TEXTURE_SIZE, make_textures
+from farworld.envs.voxel_world import WATER_SURFACE, World
 
-TEXTURE_SIZE = 16  # texels along a block
-MIP_LEVELS = 5  # 16, 8, 4, 2 and 1 texels
-VIEW_DISTANCE = 46.0  # blocks; fog hides everything beyond
-FOG_START = 18.0  # blocks
 HALF_FIELD_OF_VIEW = math.tan(math.radians(35.0))  # 70 degrees in all
 CLOUD_HEIGHT = 74.0  # y of the cloud layer, blocks
 CLOUD_SIZE = 8.0  # blocks along one cell of a cloud
-SKY_ZENITH = (112.0, 160.0, 238.0)
-SKY_HORIZON = (190.0, 214.0, 245.0)
-SUN_DIRECTION = (0.74, 0.56, 0.37)  # roughly a unit vector
+STAR_CELLS = 44  # places for stars along one side of the sky
 FACE_SHADES = np.array([0.66, 0.82, 1.0, 0.55], np.float32)  # x sides, z sides, top, bottom
 OCCLUDED = 0.4  # how bright a corner cell filled by a block counts, relative to the cell before the face
-_levels = np.arange(MAX_LIGHT + 1) / MAX_LIGHT
-BRIGHTNESS = (0.24 + 0.76 * _levels * np.sqrt(_levels)).astype(np.float32)
-
-(
-    T_GRASS, T_GRASS_SIDE, T_DIRT, T_STONE, T_SAND, T_SNOW, T_SNOW_SIDE, T_LOG, T_LOG_TOP, T_LEAVES, T_WATER,
-    T_PLANKS, T_BEDROCK, T_SANDSTONE, T_ICE, T_CACTUS, T_BIRCH, T_SPRUCE, T_COAL,
-) = range(19)  # fmt: skip
-NUM_TEXTURES = 19
+PAD_HEIGHT = 0.03  # blocks that a lily pad floats above the bottom of its cell
+OUTLINE_CONTRAST = 14.0  # difference in red, green and blue together from which an outline is worth smoothing
 
 
-def _face_textures() -> np.ndarray:
-    """(block, face) -> texture, with the faces side, top and bottom."""
-    table = np.zeros((NUM_BLOCKS, 3), np.int64)
-    plain = {
-        terrain.DIRT: T_DIRT, terrain.STONE: T_STONE, terrain.SAND: T_SAND, terrain.LEAVES: T_LEAVES,
-        terrain.WATER: T_WATER, terrain.PLANKS: T_PLANKS, terrain.BEDROCK: T_BEDROCK, terrain.ICE: T_ICE,
-        terrain.SANDSTONE: T_SANDSTONE, terrain.CACTUS: T_CACTUS, terrain.COAL: T_COAL,
-    }  # fmt: skip
-    for block, texture in plain.items():
-        table[block] = texture
-    table[terrain.GRASS] = T_GRASS_SIDE, T_GRASS, T_DIRT
-    table[terrain.SNOW] = T_SNOW_SIDE, T_SNOW, T_DIRT
-    table[terrain.LOG] = T_LOG, T_LOG_TOP, T_LOG_TOP
-    table[terrain.BIRCH] = T_BIRCH, T_LOG_TOP, T_LOG_TOP
-    table[terrain.SPRUCE] = T_SPRUCE, T_LOG_TOP, T_LOG_TOP
-    return table
+class Look(NamedTuple):
+    """How the world is shown.
 
-
-FACE_TEXTURES = _face_textures()
-
-
-def _speckle(rng: np.random.Generator, contrast: float, smooth: tuple[int, int] = (1, 1)) -> np.ndarray:
-    """(16, 16) brightness around 1: noise in five shades, drawn out over (rows, columns)."""
-    noise = rng.standard_normal((TEXTURE_SIZE, TEXTURE_SIZE))
-    for axis, width in enumerate(smooth):
-        noise = np.asarray(sum(np.roll(noise, shift, axis) for shift in range(width))) / math.sqrt(width)
-    return 1.0 + contrast * np.clip(np.round(noise * 1.2), -2, 2) / 2.0
-
-
-def _bricks() -> np.ndarray:
-    """(16, 16) brightness of four rows of boards with dark seams."""
-    shade = np.ones((TEXTURE_SIZE, TEXTURE_SIZE))
-    shade[3::4] *= 0.72
-    for row, seam in enumerate((7, 15, 3, 11)):
-        shade[row * 4 : row * 4 + 3, seam] *= 0.78
-    return shade
-
-
-def _rings() -> np.ndarray:
-    """(16, 16) brightness of the rings of a sawn trunk."""
-    offset = np.abs(np.arange(TEXTURE_SIZE) - 7.5)
-    distance = np.maximum(offset[:, None], offset[None, :]).astype(np.int64)
-    return np.where(distance >= 7, 0.6, np.where(distance % 2 == 0, 1.0, 0.86))
-
-
-@functools.cache
-def make_textures() -> np.ndarray:
-    """(texture, mip, 16, 16, 4) float32: red, green, blue (0 to 255) and the share of the biome's tint.
-
-    Mip m fills the top left (16 >> m) square.
+    Attributes:
+        fog_start: blocks from the eye at which fog sets in.
+        view_distance: blocks; fog hides everything beyond.
+        dark_brightness: of a place that no light reaches, in [0, 1].
+        light_power: exponent from light level to brightness.
+        first_release: without what was added later to water, caves, outlines and the sky.
     """
-    rng = np.random.default_rng(16)
-    base = np.zeros((NUM_TEXTURES, TEXTURE_SIZE, TEXTURE_SIZE, 4))
 
-    def paint(texture: int, color: tuple[float, float, float], shade: np.ndarray, tint: float = 0.0) -> None:
-        base[texture, ..., :3] = np.array(color) * shade[..., None]
-        base[texture, ..., 3] = tint
-
-    rows, columns = np.mgrid[:TEXTURE_SIZE, :TEXTURE_SIZE]
-    dirt = _speckle(rng, 0.15, (2, 2))
-    stone = _speckle(rng, 0.1, (1, 4))
-    paint(T_GRASS, (226, 226, 226), _speckle(rng, 0.1, (2, 1)), 1.0)
-    paint(T_DIRT, (134, 98, 70), dirt)
-    paint(T_STONE, (128, 128, 130), stone)
-    paint(T_SAND, (220, 208, 164), _speckle(rng, 0.05, (1, 2)))
-    paint(T_SNOW, (238, 244, 248), _speckle(rng, 0.03, (2, 2)))
-    paint(T_LOG, (108, 86, 54), _speckle(rng, 0.15, (6, 1)) * np.where(columns % 4 == 0, 0.8, 1.0))
-    paint(T_LOG_TOP, (172, 140, 88), _rings())
-    paint(T_LEAVES, (178, 184, 172), _speckle(rng, 0.26, (2, 2)), 1.0)
-    paint(T_WATER, (255, 255, 255), _speckle(rng, 0.05, (1, 6)))
-    paint(T_PLANKS, (170, 136, 84), _bricks() * _speckle(rng, 0.07, (1, 5)))
-    paint(T_BEDROCK, (74, 74, 76), _speckle(rng, 0.5, (2, 2)))
-    paint(T_SANDSTONE, (214, 200, 150), np.where(rows % 5 == 4, 0.86, 1.0) * _speckle(rng, 0.04, (1, 4)))
-    paint(T_ICE, (158, 190, 238), _speckle(rng, 0.05, (3, 3)))
-    paint(T_CACTUS, (84, 128, 56), np.where(columns % 4 == 1, 0.72, 1.0) * _speckle(rng, 0.08))
-    dashes = _speckle(rng, 1.0, (1, 4)) < 0.4
-    paint(T_BIRCH, (214, 214, 206), np.where(dashes, 0.4, 1.0) * _speckle(rng, 0.05))
-    paint(T_SPRUCE, (82, 60, 38), _speckle(rng, 0.15, (6, 1)) * np.where(columns % 4 == 2, 0.8, 1.0))
-    paint(T_COAL, (128, 128, 130), np.where(_speckle(rng, 1.0, (2, 2)) > 1.4, 0.42, 1.0) * stone)
-    fringe = rows < 3 + (rng.random(TEXTURE_SIZE) * 2.5).astype(np.int64)[None, :]
-    base[T_GRASS_SIDE] = np.where(fringe[..., None], base[T_GRASS], base[T_DIRT])
-    base[T_SNOW_SIDE] = np.where(fringe[..., None], base[T_SNOW], base[T_DIRT])
-    return _mip_pyramid(np.clip(base, 0.0, 255.0))
+    fog_start: float
+    view_distance: float
+    dark_brightness: float
+    light_power: float
+    first_release: bool
 
 
-def _mip_pyramid(base: np.ndarray) -> np.ndarray:
-    pyramid = np.zeros((NUM_TEXTURES, MIP_LEVELS, TEXTURE_SIZE, TEXTURE_SIZE, 4), np.float32)
-    for level in range(MIP_LEVELS):
-        size = TEXTURE_SIZE >> level
-        pyramid[:, level, :size, :size] = base
-        if size > 1:
-            base = base.reshape(NUM_TEXTURES, size // 2, 2, size // 2, 2, 4).mean(axis=(2, 4))
-    return pyramid
+FIRST_LOOK = Look(fog_start=18.0, view_distance=46.0, dark_brightness=0.24, light_power=1.5, first_release=True)
+LOOK = Look(fog_start=24.0, view_distance=56.0, dark_brightness=0.1, light_power=1.5, first_release=False)
 
 
-def render(world: World, eye: tuple[float, float, float], yaw: float, pitch: float, size: int) -> np.ndarray:
+class _Scene(NamedTuple):
+    """What a ray meets; arrays as in World, Daylight and make_textures.
+
+    Attributes:
+        ceiling: y above which there is only air.
+        eye: x, y, z in blocks.
+    """
+
+    blocks: np.ndarray
+    tops: np.ndarray
+    light: np.ndarray
+    grass_tint: np.ndarray
+    water_tint: np.ndarray
+    clouds: np.ndarray
+    textures: np.ndarray
+    brightness: np.ndarray
+    sky: np.ndarray
+    ceiling: int
+    eye: tuple[float, float, float]
+    look: Look
+
+
+def render(
+    world: World, daylight: Daylight, look: Look, eye: tuple[float, float, float], yaw: float, pitch: float, size: int
+) -> np.ndarray:
     """Draw the view from an eye.
 
     Args:
         world: the world to draw.
+        daylight: the sky, and how bright it makes the world.
+        look: how far and how dark to draw it.
         eye: x, y, z in blocks.
         yaw: heading in radians; 0 looks along +z, turning right grows it.
         pitch: radians, upwards positive.
@@ -157,15 +110,27 @@ def render(world: World, eye: tuple[float, float, float], yaw: float, pitch: flo
     forward = (math.sin(yaw) * math.cos(pitch), math.sin(pitch), math.cos(yaw) * math.cos(pitch))
     right = (math.cos(yaw), 0.0, -math.sin(yaw))
     up = (-math.sin(yaw) * math.sin(pitch), math.cos(pitch), -math.cos(yaw) * math.sin(pitch))
-    tints = (world.grass_tint, world.water_tint)
-    scene = (world.blocks, world.tops, world.light, *tints, world.clouds, make_textures())
+    scene = _Scene(
+        blocks=world.blocks,
+        tops=world.tops,
+        light=world.light,
+        grass_tint=world.grass_tint,
+        water_tint=world.water_tint,
+        clouds=world.clouds,
+        textures=make_textures(),
+        brightness=daylight.brightness,
+        sky=daylight.sky,
+        ceiling=int(world.tops.max()),
+        eye=eye,
+        look=look,
+    )
     frame = np.empty((size, size, 3), np.uint8)
-    _draw(*scene, int(world.tops.max()), eye, (forward, right, up), frame)
+    _draw(scene, (forward, right, up), frame)
     return frame
 
 
-@njit(cache=True)
-def _draw(blocks, tops, light, grass_tint, water_tint, clouds, textures, ceiling, eye, axes, frame):
+@njit(cache=True, error_model="numpy")
+def _draw(scene, axes, frame):
     """Cast one ray through every pixel, then two more through those on an outline."""
     size = frame.shape[0]
     colors = np.empty((size, size, 3), np.float32)
@@ -174,27 +139,23 @@ def _draw(blocks, tops, light, grass_tint, water_tint, clouds, textures, ceiling
     for row in range(size):
         for column in range(size):
             dx, dy, dz = _direction(axes, (column + 0.5 - half) * scale, (half - row - 0.5) * scale)
-            red, green, blue, surface = _trace(
-                blocks, tops, light, grass_tint, water_tint, clouds, textures, ceiling, eye, dx, dy, dz, scale
-            )
+            red, green, blue, surface = _trace(scene, dx, dy, dz, scale)
             colors[row, column, 0], colors[row, column, 1], colors[row, column, 2] = red, green, blue
             surfaces[row, column] = surface
+    contrast = -1.0 if scene.look.first_release else OUTLINE_CONTRAST
     for row in range(size):
         for column in range(size):
             red, green, blue = colors[row, column, 0], colors[row, column, 1], colors[row, column, 2]
-            surface = surfaces[row, column]
             if (
-                surface != surfaces[max(row - 1, 0), column]
-                or surface != surfaces[min(row + 1, size - 1), column]
-                or surface != surfaces[row, max(column - 1, 0)]
-                or surface != surfaces[row, min(column + 1, size - 1)]
+                _differs(colors, surfaces, row, column, max(row - 1, 0), column, contrast)
+                or _differs(colors, surfaces, row, column, min(row + 1, size - 1), column, contrast)
+                or _differs(colors, surfaces, row, column, row, max(column - 1, 0), contrast)
+                or _differs(colors, surfaces, row, column, row, min(column + 1, size - 1), contrast)
             ):
                 for i in range(2):
                     y, x = row + 0.2 + 0.6 * i, column + 0.2 + 0.6 * (i ^ ((row + column) & 1))
                     dx, dy, dz = _direction(axes, (x - half) * scale, (half - y) * scale)
-                    r, g, b, _ = _trace(
-                        blocks, tops, light, grass_tint, water_tint, clouds, textures, ceiling, eye, dx, dy, dz, scale
-                    )
+                    r, g, b, _ = _trace(scene, dx, dy, dz, scale)
                     red, green, blue = red + r, green + g, blue + b
                 red, green, blue = red / 3.0, green / 3.0, blue / 3.0
             frame[row, column, 0] = min(max(red, 0.0), 255.0)
@@ -202,7 +163,18 @@ def _draw(blocks, tops, light, grass_tint, water_tint, clouds, textures, ceiling
             frame[row, column, 2] = min(max(blue, 0.0), 255.0)
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
+def _differs(colors, surfaces, row, column, other_row, other_column, contrast):
+    """Whether two neighbouring pixels show different surfaces in colors that can be told apart."""
+    if surfaces[row, column] == surfaces[other_row, other_column]:
+        return False
+    total = 0.0
+    for i in range(3):
+        total += abs(colors[row, column, i] - colors[other_row, other_column, i])
+    return total > contrast
+
+
+@njit(cache=True, error_model="numpy")
 def _direction(axes, across, upward):
     """Unit vector of the ray through a point of the picture, given in units of the focal length."""
     forward, right, up = axes
@@ -213,10 +185,15 @@ def _direction(axes, across, upward):
     return dx / length, dy / length, dz / length
 
 
-@njit(cache=True)
-def _trace(blocks, tops, light, grass_tint, water_tint, clouds, textures, ceiling, eye, dx, dy, dz, pixel_angle):
-    """Walk from block to block until something solid, and mix water and fog over it."""
-    ox, oy, oz = eye
+@njit(cache=True, error_model="numpy")
+def _trace(scene, dx, dy, dz, pixel_angle):
+    """Walk from block to block until something solid, and mix plants, water and fog over it.
+
+    Returns red, green and blue, and a number that is the same for all pixels of a surface.
+    """
+    blocks, tops, look = scene.blocks, scene.tops, scene.look
+    wrap, height, ceiling = blocks.shape[0] - 1, blocks.shape[2], scene.ceiling
+    ox, oy, oz = scene.eye
     x, y, z = math.floor(ox), math.floor(oy), math.floor(oz)
     # A direction that is exactly along an axis never reaches the other planes.
     gap_x = 1.0 / abs(dx) if dx != 0.0 else 1e30
@@ -226,11 +203,20 @@ def _trace(blocks, tops, light, grass_tint, water_tint, clouds, textures, ceilin
     next_y = (y + 1 - oy if dy > 0 else oy - y) * gap_y
     next_z = (z + 1 - oz if dz > 0 else oz - z) * gap_z
     step_x, step_y, step_z = 1 if dx > 0 else -1, 1 if dy > 0 else -1, 1 if dz > 0 else -1
-    water_start, water_x, water_z = -1.0, x, z
-    if 0 <= y < WORLD_HEIGHT and blocks[x & WRAP, z & WRAP, y] == WATER:
-        water_start = 0.0
+    water_start, water_end, water_x, water_z, water_y = -1.0, -1.0, x, z, y
     distance, axis, block = 0.0, 0, AIR
+    veil_red, veil_green, veil_blue, clear = 0.0, 0.0, 0.0, 1.0  # what see-through blocks add, and what they leave
+    if 0 <= y < height:
+        block = blocks[x & wrap, z & wrap, y]
+        if block == WATER and (look.first_release or _is_submerged(blocks, x, y, z, oy)):
+            water_start = 0.0
+        elif block >= FIRST_SEE_THROUGH:
+            leave = min(next_x, min(next_y, next_z))
+            if block != GLASS:
+                veil = _veil(scene, x, y, z, axis, block, dx, dy, dz, 0.0, leave, pixel_angle)
+                veil_red, veil_green, veil_blue, clear = veil
     while True:
+        before = block
         if next_x < next_y and next_x < next_z:
             distance, axis = next_x, 0
             next_x += gap_x
@@ -243,44 +229,141 @@ def _trace(blocks, tops, light, grass_tint, water_tint, clouds, textures, ceilin
             distance, axis = next_y, 2
             next_y += gap_y
             y += step_y
-        if distance > VIEW_DISTANCE or y < 0 or (y >= ceiling and dy > 0):
+        if distance > look.view_distance or y < 0 or (y >= ceiling and dy > 0):
             block = AIR
             break
         # The small table of column heights stays in the fastest cache, the blocks do not.
-        if y >= tops[x & WRAP, z & WRAP]:
-            continue
-        block = blocks[x & WRAP, z & WRAP, y]
+        if y >= tops[x & wrap, z & wrap]:
+            block = AIR
+        else:
+            block = blocks[x & wrap, z & wrap, y]
         if block == AIR:
+            if water_start >= 0.0 and water_end < 0.0:
+                water_end = distance
             continue
-        if block != WATER:
+        if block == WATER:
+            if water_start < 0.0:
+                leave = min(next_x, min(next_y, next_z))
+                start = _enter_water(blocks, x, y, z, oy, dy, distance, leave)
+                if start >= 0.0:
+                    water_start, water_x, water_y, water_z = start, x, y, z
+            continue
+        if block < FIRST_SEE_THROUGH:
             break
-        if water_start < 0.0:
+        if water_start >= 0.0 and water_end < 0.0:
+            water_end = distance
+        if block != GLASS or before != GLASS:
             leave = min(next_x, min(next_y, next_z))
-            start = _enter_water(blocks, x, y, z, oy, dy, distance, leave)
-            if start >= 0.0:
-                water_start, water_x, water_z = start, x, z
-    sky = _sky(clouds, eye, dx, dy, dz, block == AIR and water_start < 0.0)
-    red, green, blue, surface = sky[0], sky[1], sky[2], -1
-    if block != AIR:
-        color = _shade(light, grass_tint, textures, x, y, z, axis, block, eye, dx, dy, dz, distance, pixel_angle)
-        haze = _haze(distance)
+            red, green, blue, rest = _veil(scene, x, y, z, axis, block, dx, dy, dz, distance, leave, pixel_angle)
+            veil_red += clear * red
+            veil_green += clear * green
+            veil_blue += clear * blue
+            clear *= rest
+            if clear < 0.02:
+                break
+    red, green, blue, surface = 0.0, 0.0, 0.0, -1
+    solid = block != AIR and block < FIRST_SEE_THROUGH
+    haze = _haze(look, distance)
+    sky = (0.0, 0.0, 0.0)
+    if haze > 0.0 or not solid or water_start >= 0.0:
+        sky = _sky(scene, dx, dy, dz, not solid and (water_start < 0.0 or not look.first_release))
+        red, green, blue = sky
+    if solid:
+        color = _shade(scene, x, y, z, axis, block, dx, dy, dz, distance, pixel_angle)
         red = color[0] + (red - color[0]) * haze
         green = color[1] + (green - color[1]) * haze
         blue = color[2] + (blue - color[2]) * haze
         plane = x if axis == 0 else (z if axis == 1 else y)
         surface = ((plane * 3 + axis) * NUM_BLOCKS + block) * 2
     if water_start >= 0.0:
-        place = (water_x, water_z, water_start, max(distance - water_start, 0.0))
-        color = (red, green, blue)
-        red, green, blue = _under_water(water_tint, textures, color, sky, place, eye, dx, dy, dz, pixel_angle)
+        end = distance if look.first_release or water_end < 0.0 else water_end
+        place = (water_x, water_y, water_z, water_start, max(end - water_start, 0.0))
+        red, green, blue = _under_water(scene, (red, green, blue), sky, place, dx, dy, dz, pixel_angle)
         surface = surface + 1 if surface >= 0 and water_start < 12.0 else -2
+    if clear < 1.0:
+        red, green, blue = veil_red + clear * red, veil_green + clear * green, veil_blue + clear * blue
     return red, green, blue, surface
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
+def _is_submerged(blocks, x, y, z, oy):
+    """Whether a point inside a block of water lies below its surface."""
+    wrap = blocks.shape[0] - 1
+    covered = y + 1 < blocks.shape[2] and blocks[x & wrap, z & wrap, y + 1] == WATER
+    return covered or oy - y < WATER_SURFACE
+
+
+@njit(cache=True, error_model="numpy")
+def _veil(scene, x, y, z, axis, block, dx, dy, dz, enter, leave, pixel_angle):
+    """What a plant or a pane of glass shows of itself to a ray, and what share it lets through.
+
+    Plants are two upright pictures along the diagonals of their cell, a lily pad is one that lies.
+    """
+    ox, oy, oz = scene.eye
+    px, py, pz = ox - x, oy - y, oz - z
+    red, green, blue, clear = 0.0, 0.0, 0.0, 1.0
+    if block == GLASS:
+        u = pz + enter * dz if axis == 0 else px + enter * dx
+        v = pz + enter * dz if axis == 2 else 1.0 - (py + enter * dy)
+        return _glaze(scene, x, y, z, block, u, v, enter, pixel_angle, red, green, blue, clear)
+    if block == LILY_PAD:
+        if dy != 0.0:
+            t = (PAD_HEIGHT - py) / dy
+            if enter <= t <= leave:
+                u, v = px + t * dx, pz + t * dz
+                return _glaze(scene, x, y, z, block, u, v, t, pixel_angle, red, green, blue, clear)
+        return red, green, blue, clear
+    first = (pz - px) / (dx - dz) if dx != dz else -1.0
+    second = (1.0 - px - pz) / (dx + dz) if dx != -dz else -1.0
+    for t in (min(first, second), max(first, second)):
+        if enter <= t <= leave:
+            u, v = px + t * dx, 1.0 - (py + t * dy)
+            red, green, blue, clear = _glaze(scene, x, y, z, block, u, v, t, pixel_angle, red, green, blue, clear)
+    return red, green, blue, clear
+
+
+@njit(cache=True, error_model="numpy")
+def _glaze(scene, x, y, z, block, u, v, distance, pixel_angle, red, green, blue, clear):
+    """Put one see-through texel behind what a ray has gathered already."""
+    wrap = scene.blocks.shape[0] - 1
+    i, k = x & wrap, z & wrap
+    u, v = min(max(u, 0.0), 0.9999), min(max(v, 0.0), 0.9999)
+    footprint = distance * pixel_angle * TEXTURE_SIZE
+    texture = FACE_TEXTURES[block, 0]
+    opacity = _opacity(scene.textures, texture, u, v, footprint)
+    if opacity <= 0.0:
+        return red, green, blue, clear
+    color = _texel(scene.textures, texture, u, v, footprint)
+    tinted = color[3]
+    glow = scene.brightness[scene.light[i, k, y]]
+    haze = _haze(scene.look, distance)
+    sky = _sky(scene, 0.6, 0.0, 0.8, False) if haze > 0.0 else (0.0, 0.0, 0.0)
+    share = clear * opacity
+    land = scene.sky
+    r = color[0] * glow * land[LAND_TINT] * (1.0 + (scene.grass_tint[i, k, 0] / 255.0 - 1.0) * tinted)
+    g = color[1] * glow * land[LAND_TINT + 1] * (1.0 + (scene.grass_tint[i, k, 1] / 255.0 - 1.0) * tinted)
+    b = color[2] * glow * land[LAND_TINT + 2] * (1.0 + (scene.grass_tint[i, k, 2] / 255.0 - 1.0) * tinted)
+    red += share * (r + (sky[0] - r) * haze)
+    green += share * (g + (sky[1] - g) * haze)
+    blue += share * (b + (sky[2] - b) * haze)
+    return red, green, blue, clear * (1.0 - opacity)
+
+
+@njit(cache=True, error_model="numpy")
+def _opacity(textures, texture, u, v, footprint):
+    """Opacity of a texture at u, v in [0, 1), from the mip that suits a footprint given in texels."""
+    level = 0
+    while footprint > 1.4 and level < MIP_LEVELS - 1:
+        footprint *= 0.5
+        level += 1
+    return textures[texture, level, min(int(v * 16.0), 15) >> level, min(int(u * 16.0), 15) >> level, 4]
+
+
+@njit(cache=True, error_model="numpy")
 def _enter_water(blocks, x, y, z, oy, dy, distance, leave):
     """Distance at which a ray enters the water of a block, or -1: the surface lies below the block's top."""
-    if y + 1 < WORLD_HEIGHT and blocks[x & WRAP, z & WRAP, y + 1] == WATER:
+    wrap = blocks.shape[0] - 1
+    if y + 1 < blocks.shape[2] and blocks[x & wrap, z & wrap, y + 1] == WATER:
         return distance
     surface = y + WATER_SURFACE
     if oy + distance * dy <= surface:
@@ -292,41 +375,75 @@ def _enter_water(blocks, x, y, z, oy, dy, distance, leave):
     return -1.0
 
 
-@njit(cache=True)
-def _haze(distance):
+@njit(cache=True, error_model="numpy")
+def _haze(look, distance):
     """Share of fog in [0, 1]."""
-    share = min(max((distance - FOG_START) / (VIEW_DISTANCE - FOG_START), 0.0), 1.0)
+    share = min(max((distance - look.fog_start) / (look.view_distance - look.fog_start), 0.0), 1.0)
     return share * share * (3.0 - 2.0 * share)
 
 
-@njit(cache=True)
-def _sky(clouds, eye, dx, dy, dz, with_clouds):
-    """Sky gradient; with the square sun and flat clouds if asked for."""
+@njit(cache=True, error_model="numpy")
+def _sky(scene, dx, dy, dz, with_clouds):
+    """Sky gradient; with the square sun and moon, stars and flat clouds if asked for."""
+    sky = scene.sky
     rise = min(max(dy, 0.0) * 1.6, 1.0)
-    red = SKY_HORIZON[0] + (SKY_ZENITH[0] - SKY_HORIZON[0]) * rise
-    green = SKY_HORIZON[1] + (SKY_ZENITH[1] - SKY_HORIZON[1]) * rise
-    blue = SKY_HORIZON[2] + (SKY_ZENITH[2] - SKY_HORIZON[2]) * rise
+    red = sky[HORIZON] + (sky[ZENITH] - sky[HORIZON]) * rise
+    green = sky[HORIZON + 1] + (sky[ZENITH + 1] - sky[HORIZON + 1]) * rise
+    blue = sky[HORIZON + 2] + (sky[ZENITH + 2] - sky[HORIZON + 2]) * rise
+    sx, sy, sz = sky[SUN], sky[SUN + 1], sky[SUN + 2]
+    facing = dx * sx + dy * sy + dz * sz
+    if sky[GLOW_SHARE] > 0.0 and facing > 0.0:
+        glow = sky[GLOW_SHARE] * facing**4 * max(1.0 - 1.3 * abs(dy), 0.0)
+        red += (sky[GLOW_COLOR] - red) * glow
+        green += (sky[GLOW_COLOR + 1] - green) * glow
+        blue += (sky[GLOW_COLOR + 2] - blue) * glow
     if not with_clouds or dy < 0.02:
         return red, green, blue
-    sx, sy, sz = SUN_DIRECTION
-    facing = dx * sx + dy * sy + dz * sz
     if facing > 0.5:
         # Coordinates on a plane across the sun's direction make it a square.
         side = (dx * sz - dz * sx) / facing
         high = (dy - sy * facing) / facing
         if abs(side) < 0.075 and abs(high) < 0.075:
             return 255.0, 250.0, 214.0
-    reach = (CLOUD_HEIGHT - eye[1]) / dy
+    if sky[STARS] > 0.0:
+        if facing < -0.5:
+            side, high = (dx * sz - dz * sx) / facing, (dy - sy * facing) / facing
+            if abs(side) < 0.06 and abs(high) < 0.06:
+                spot = (int(side * 100.0 + 50.0) * 7 + int(high * 100.0 + 50.0) * 3) % 5 == 0
+                shade = sky[STARS] * (0.8 if spot else 1.0)
+                return red + (226.0 - red) * shade, green + (230.0 - green) * shade, blue + (240.0 - blue) * shade
+        twinkle = sky[STARS] * _star(dx, dy, dz)
+        red += (240.0 - red) * twinkle
+        green += (244.0 - green) * twinkle
+        blue += (255.0 - blue) * twinkle
+    reach = (CLOUD_HEIGHT - scene.eye[1]) / dy
     cover = 0.75 * min(max(1.0 - (reach - 60.0) / 160.0, 0.0), 1.0)
     if cover > 0.0:
-        column = int(math.floor((eye[0] + reach * dx) / CLOUD_SIZE)) & 15
-        line = int(math.floor((eye[2] + reach * dz) / CLOUD_SIZE)) & 15
-        if clouds[column, line]:
-            return red + (250.0 - red) * cover, green + (251.0 - green) * cover, blue + (253.0 - blue) * cover
+        column = int(math.floor((scene.eye[0] + reach * dx) / CLOUD_SIZE)) & 15
+        line = int(math.floor((scene.eye[2] + reach * dz) / CLOUD_SIZE)) & 15
+        if scene.clouds[column, line]:
+            red = red + (sky[CLOUD] - red) * cover
+            green = green + (sky[CLOUD + 1] - green) * cover
+            blue = blue + (sky[CLOUD + 2] - blue) * cover
     return red, green, blue
 
 
-@njit(cache=True)
+@njit(cache=True, error_model="numpy")
+def _star(dx, dy, dz):
+    """Brightness of the star in a direction, 0 where there is none; at most one in each cell of a grid on a cube."""
+    largest = max(abs(dx), max(abs(dy), abs(dz)))
+    side = 0 if largest == dy else (1 + (dx > 0) if largest == abs(dx) else 3 + (dz > 0))
+    a, b = (dx, dz) if side == 0 else ((dy, dz) if side < 3 else (dx, dy))
+    u, v = (a / largest * 0.5 + 0.5) * STAR_CELLS, (b / largest * 0.5 + 0.5) * STAR_CELLS
+    i, j = int(u), int(v)
+    code = ((i * 73856093) ^ (j * 19349663) ^ (side * 83492791)) & 0xFFFFFF
+    code = (code * 2654435761 + 12345) & 0xFFFFFF
+    if code & 31 != 0:
+        return 0.0
+    return 0.35 + 0.65 * ((code >> 8) & 255) / 255.0 if u - i < 0.6 and v - j < 0.6 else 0.0
+
+
+@njit(cache=True, error_model="numpy")
 def _texel(textures, texture, u, v, footprint):
     """Texture color at u, v in [0, 1), averaged over a footprint given in texels."""
     lod = 0.0
@@ -347,9 +464,10 @@ def _texel(textures, texture, u, v, footprint):
     return red, green, blue, tinted
 
 
-@njit(cache=True)
-def _shade(light, grass_tint, textures, x, y, z, axis, block, eye, dx, dy, dz, distance, pixel_angle):
+@njit(cache=True, error_model="numpy")
+def _shade(scene, x, y, z, axis, block, dx, dy, dz, distance, pixel_angle):
     """Textured, tinted and lit color of the face of a block that a ray hits."""
+    eye, wrap = scene.eye, scene.blocks.shape[0] - 1
     px, py, pz = eye[0] + distance * dx - x, eye[1] + distance * dy - y, eye[2] + distance * dz - z
     if axis == 0:
         u, v, slope, side = pz, 1.0 - py, abs(dx), -1 if dx > 0 else 1
@@ -362,32 +480,40 @@ def _shade(light, grass_tint, textures, x, y, z, axis, block, eye, dx, dy, dz, d
         face, shade = (1, FACE_SHADES[2]) if dy < 0 else (2, FACE_SHADES[3])
     u, v = min(max(u, 0.0), 0.9999), min(max(v, 0.0), 0.9999)
     footprint = distance * pixel_angle * TEXTURE_SIZE / math.sqrt(max(slope, 0.02))
-    red, green, blue, tinted = _texel(textures, FACE_TEXTURES[block, face], u, v, footprint)
-    i, k = x & WRAP, z & WRAP
-    glow = shade * _smooth_light(light, x, y, z, axis, side, u, v)
+    red, green, blue, tinted = _texel(scene.textures, FACE_TEXTURES[block, face], u, v, footprint)
+    i, k = x & wrap, z & wrap
+    grass_tint = scene.grass_tint
+    glow = shade * _smooth_light(scene.light, scene.brightness, x, y, z, axis, side, u, v)
+    if block == LAMP:
+        glow = max(glow, 0.95)
     red *= glow * (1.0 + (grass_tint[i, k, 0] / 255.0 - 1.0) * tinted)
     green *= glow * (1.0 + (grass_tint[i, k, 1] / 255.0 - 1.0) * tinted)
     blue *= glow * (1.0 + (grass_tint[i, k, 2] / 255.0 - 1.0) * tinted)
-    return red, green, blue
+    if scene.look.first_release:
+        return red, green, blue
+    land = scene.sky
+    return red * land[LAND_TINT], green * land[LAND_TINT + 1], blue * land[LAND_TINT + 2]
 
 
-@njit(cache=True)
-def _light_at(light, x, z, y, center):
+@njit(cache=True, error_model="numpy")
+def _light_at(light, brightness, x, z, y, center):
     """Brightness of a cell beside a face; blocks darken the corner that they make."""
-    if y < 0 or y >= WORLD_HEIGHT:
-        return BRIGHTNESS[MAX_LIGHT]
-    level = light[x & WRAP, z & WRAP, y]
-    return BRIGHTNESS[level] if level > 0 else center * np.float32(OCCLUDED)
+    if y < 0 or y >= light.shape[2]:
+        return brightness[MAX_LIGHT]
+    wrap = light.shape[0] - 1
+    level = light[x & wrap, z & wrap, y]
+    return brightness[level] if level > 0 else center * np.float32(OCCLUDED)
 
 
-@njit(cache=True)
-def _smooth_light(light, x, y, z, axis, side, u, v):
+@njit(cache=True, error_model="numpy")
+def _smooth_light(light, brightness, x, y, z, axis, side, u, v):
     """Light on a face: the mean of the four cells around each corner, interpolated between the corners."""
     x, z, y = x + (side if axis == 0 else 0), z + (side if axis == 1 else 0), y + (side if axis == 2 else 0)
-    if y < 0 or y >= WORLD_HEIGHT:
-        return BRIGHTNESS[MAX_LIGHT]
-    level = light[x & WRAP, z & WRAP, y]
-    center = BRIGHTNESS[level]
+    if y < 0 or y >= light.shape[2]:
+        return brightness[MAX_LIGHT]
+    wrap = light.shape[0] - 1
+    level = light[x & wrap, z & wrap, y]
+    center = brightness[level]
     if level == 0:  # in full darkness, empty cells and blocks cannot be told apart
         return center
     # Weight of the previous, own and next cell along u and v: corner means, bilinearly interpolated.
@@ -400,26 +526,30 @@ def _smooth_light(light, x, y, z, axis, side, u, v):
             if du == 0 and dv == 0:
                 value = center
             elif axis == 0:
-                value = _light_at(light, x, z + du, y - dv, center)
+                value = _light_at(light, brightness, x, z + du, y - dv, center)
             elif axis == 1:
-                value = _light_at(light, x + du, z, y - dv, center)
+                value = _light_at(light, brightness, x + du, z, y - dv, center)
             else:
-                value = _light_at(light, x + du, z + dv, y, center)
+                value = _light_at(light, brightness, x + du, z + dv, y, center)
             total += weights_u[i] * weights_v[j] * value
     return total
 
 
-@njit(cache=True)
-def _under_water(water_tint, textures, color, sky, place, eye, dx, dy, dz, pixel_angle):
+@njit(cache=True, error_model="numpy")
+def _under_water(scene, color, sky, place, dx, dy, dz, pixel_angle):
     """Mix the water over what lies in it: darker with depth, more like the sky at a flat angle."""
-    water_x, water_z, start, depth = place
-    i, k = water_x & WRAP, water_z & WRAP
+    water_x, water_y, water_z, start, depth = place
+    wrap, eye, water_tint = scene.blocks.shape[0] - 1, scene.eye, scene.water_tint
+    i, k = water_x & wrap, water_z & wrap
     u, v = eye[0] + start * dx, eye[2] + start * dz
     footprint = start * pixel_angle * TEXTURE_SIZE / math.sqrt(max(abs(dy), 0.02))
-    wave = _texel(textures, T_WATER, u - math.floor(u), v - math.floor(v), footprint)[0] / 255.0
+    wave = _texel(scene.textures, T_WATER, u - math.floor(u), v - math.floor(v), footprint)[0] / 255.0
     cover = 1.0 - 0.5 * math.exp(-0.3 * depth)
+    if not scene.look.first_release:
+        above = water_y if start == 0.0 else min(water_y + 1, scene.blocks.shape[2] - 1)
+        wave *= scene.brightness[scene.light[i, k, above]]
     flat = (1.0 - abs(dy)) ** 3 * 0.45 if start > 0.0 else 0.0
-    haze = _haze(start)
+    haze = _haze(scene.look, start)
     red = color[0] + (water_tint[i, k, 0] * wave - color[0]) * cover
     green = color[1] + (water_tint[i, k, 1] * wave - color[1]) * cover
     blue = color[2] + (water_tint[i, k, 2] * wave - color[2]) * cover

@@ -1,7 +1,4 @@
-"""The land of the voxel world: blocks, biomes, trees, caves and light. The world is a torus in x and z.
-
-Arrays are indexed [x, z, y] with y upwards, so that one column of blocks is contiguous in memory.
-"""
+"""The land of the voxel world: heights, biomes, caves, ores, trees and flowers."""
 
 from __future__ import annotations
 
@@ -10,302 +7,332 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
-WORLD_SIZE = 128  # blocks along x and along z; a power of two, so that wrapping is a bit mask
-WORLD_HEIGHT = 48  # blocks along y
-WRAP = WORLD_SIZE - 1
-SEA_LEVEL = 14  # y of the topmost layer of water blocks
-WATER_SURFACE = 0.875  # height of the water surface inside its block
-MAX_LIGHT = 15  # full daylight; every block that light crosses sideways takes one
-RELIGHT_RADIUS = 16  # an edit cannot change the light farther away than this
+from farworld.envs.voxel_blocks import (
+    ACACIA_LEAVES,
+    AIR,
+    BEDROCK,
+    BIRCH,
+    BIRCH_LEAVES,
+    CACTUS,
+    CLAY,
+    COAL,
+    COBBLESTONE,
+    DANDELION,
+    DEAD_BUSH,
+    DIRT,
+    FERN,
+    GRASS,
+    GRAVEL,
+    ICE,
+    IRON,
+    LEAVES,
+    LILY_PAD,
+    LOG,
+    MUSHROOM,
+    ORCHID,
+    POPPY,
+    PUMPKIN,
+    REEDS,
+    SAND,
+    SANDSTONE,
+    SNOW,
+    SPRUCE_LEAVES,
+    STONE,
+    TALL_GRASS,
+    WATER,
+)
+from farworld.envs.voxel_noise import blur, column_noise, noise
+from farworld.envs.voxel_trees import grow_acacia, grow_bush, grow_great_oak, grow_oak, grow_spruce
+from farworld.envs.voxel_world import World
 
-AIR, GRASS, DIRT, STONE, SAND, SNOW, LOG, LEAVES, WATER, PLANKS, BEDROCK, SANDSTONE, ICE, CACTUS = range(14)
-BIRCH, SPRUCE, COAL = 14, 15, 16
-NUM_BLOCKS = 17
-
-MEADOW, SWAMP, DESERT, TUNDRA = range(4)
-GRASS_TINTS = np.array([[133, 184, 82], [112, 126, 68], [176, 172, 92], [134, 172, 132]], np.float32)
-WATER_TINTS = np.array([[52, 98, 190], [70, 92, 78], [58, 124, 196], [58, 98, 182]], np.float32)
-TREE_SPACING = 5  # blocks between the places where a tree may grow
+PLAINS, FOREST, TAIGA, TUNDRA, DESERT, SAVANNA, SWAMP, MOUNTAINS = range(8)
+BIOMES = ("plains", "forest", "taiga", "tundra", "desert", "savanna", "swamp", "mountains")
+GRASS_TINTS = np.array(
+    [
+        [139, 186, 86], [116, 178, 78], [120, 168, 118], [128, 172, 142],
+        [184, 176, 92], [182, 172, 84], [106, 118, 62], [128, 172, 118],
+    ],
+    np.float32,
+)  # fmt: skip
+WATER_TINTS = np.array(
+    [
+        [52, 98, 190], [50, 96, 184], [48, 88, 168], [58, 98, 182],
+        [58, 124, 196], [60, 118, 190], [76, 94, 76], [52, 100, 186],
+    ],
+    np.float32,
+)  # fmt: skip
+TREE_SPACING = 4  # blocks between the places where a tree may grow
+SNOW_LINE = 24  # blocks above the sea from which mountains are white
+TREE_ROOM = 13  # blocks kept free above the highest ground
 
 
 @dataclass(kw_only=True, slots=True)
-class World:
-    """One world: what stands where, how bright it is and how the plants are tinted.
+class _Land:
+    """What the ground is like before anything is built on it.
 
     Attributes:
-        blocks: (x, z, y) uint8, a block kind each.
-        light: (x, z, y) uint8, 0 to MAX_LIGHT; 0 inside every opaque block.
-        grass_tint: (x, z, 3) float32, 0 to 255.
-        water_tint: (x, z, 3) float32, 0 to 255.
+        top: (x, z) int64, y of the ground block.
         biome: (x, z) uint8.
-        clouds: (16, 16) uint8, 1 where a cloud is.
-        tops: (x, z) uint8, y of the first cell with nothing but air above it and in it.
+        woods: (x, z) float64, how woody the place is, in sigmas.
     """
 
-    blocks: np.ndarray
-    light: np.ndarray
-    grass_tint: np.ndarray
-    water_tint: np.ndarray
+    top: np.ndarray
     biome: np.ndarray
-    clouds: np.ndarray
-    tops: np.ndarray
-
-    def set_block(self, x: int, y: int, z: int, block: int) -> None:
-        """Change one block and the light around it; x and z wrap."""
-        self.blocks[x & WRAP, z & WRAP, y] = block
-        self.tops[x & WRAP, z & WRAP] = find_tops(self.blocks[x & WRAP, z & WRAP])
-        radius = RELIGHT_RADIUS
-        update_light(self.blocks, self.light, x - radius, x + radius + 1, z - radius, z + radius + 1)
+    woods: np.ndarray
 
 
-def generate_world(rng: np.random.Generator) -> World:
-    """Make a new world; the same generator state gives the same world."""
-    height, temperature, humidity, forest = _landscape(rng)
-    biome = np.full(height.shape, MEADOW, np.uint8)
-    biome[humidity > 0.45] = SWAMP
-    biome[(temperature > 0.75) & (humidity <= 0.45)] = DESERT
-    biome[temperature < -0.8] = TUNDRA
-    blocks = np.zeros((WORLD_SIZE, WORLD_SIZE, WORLD_HEIGHT), np.uint8)
-    top = np.clip(np.floor(height), 4, WORLD_HEIGHT - 14).astype(np.int64)
-    _fill(blocks, top, biome, rng.random((WORLD_SIZE, WORLD_SIZE, 8), np.float32))
-    tunnels = rng.random((2, 16, 16, 7), np.float32)
-    _carve(blocks, top, tunnels)
-    places = WORLD_SIZE // TREE_SPACING
-    _plant(blocks, top, biome, forest, rng.random((places, places, 5)))
-    light = np.zeros_like(blocks)
-    update_light(blocks, light, 0, WORLD_SIZE, 0, WORLD_SIZE)
-    weights = np.stack([_blur(biome == kind) for kind in range(4)], axis=-1)
+def generate_varied(rng: np.random.Generator) -> World:
+    """Make a world of 256 x 256 columns with eight biomes; the same generator state gives the same world."""
+    size, height, sea_level = 256, 64, 20
+    return _build(rng, _varied_land(rng, size, height, sea_level), height, sea_level)
+
+
+def generate_swamp(rng: np.random.Generator) -> World:
+    """Make a world of 128 x 128 columns, all of it a swamp at sea level."""
+    size, height, sea_level = 128, 48, 14
+    hills = noise(rng, (8, 16, 32), size)
+    pools = noise(rng, (4, 8, 16), size)
+    land = _Land(
+        top=np.floor(sea_level + 0.75 + 0.8 * hills - 2.2 * _ramp(pools, 0.5, 1.5)).astype(np.int64),
+        biome=np.full((size, size), SWAMP, np.uint8),
+        woods=noise(rng, (8, 16), size),
+    )
+    return _build(rng, land, height, sea_level)
+
+
+def _ramp(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """0 below low, 1 above high, smooth in between."""
+    share = np.clip((values - low) / (high - low), 0.0, 1.0)
+    return share * share * (3.0 - 2.0 * share)
+
+
+def _varied_land(rng: np.random.Generator, size: int, height: int, sea_level: int) -> _Land:
+    temperature, humidity = noise(rng, (5, 10, 40), size), noise(rng, (5, 10, 40), size)
+    hills, ridges = noise(rng, (8, 16, 32), size), noise(rng, (4, 8, 16, 32), size)
+    rivers, woods = noise(rng, (4, 8, 16), size), noise(rng, (12, 24), size)
+    biome = np.full((size, size), PLAINS, np.uint8)
+    biome[woods > 0.35] = FOREST
+    biome[(temperature > 0.45) & (humidity < 0.5)] = SAVANNA
+    biome[(temperature > 0.75) & (humidity < 0.1)] = DESERT
+    biome[temperature < -0.5] = TAIGA
+    biome[(temperature < -0.75) & (humidity < 0.3)] = TUNDRA
+    swampy = (humidity > 0.7) & (temperature > -0.5) & (ridges < 0.8)
+    biome[swampy] = SWAMP
+    biome[ridges > 1.05] = MOUNTAINS
+    flat = blur(swampy.astype(np.float32), 4)
+    wild = _ramp(ridges, 0.6, 2.2)
+    rise = 3.5 + 1.8 * hills + wild * (20.0 + 5.0 * hills)
+    # Water lies where one noise passes through its middle, in winding bands that the mountains interrupt.
+    bed = _ramp(-np.abs(rivers), -0.3, -0.05) * (1.0 - _ramp(ridges, 0.4, 1.2))
+    rise = rise * (1.0 - flat) + flat * (0.8 + 0.8 * hills)
+    ground = sea_level + rise * (1.0 - bed) - 3.5 * bed
+    top = np.clip(np.floor(ground), 4, height - TREE_ROOM).astype(np.int64)
+    return _Land(top=top, biome=biome, woods=woods)
+
+
+def _build(rng: np.random.Generator, land: _Land, height: int, sea_level: int) -> World:
+    size = len(land.top)
+    blocks = np.zeros((size, size, height), np.uint8)
+    patches = noise(rng, (size // 8, size // 4), size)
+    _fill(blocks, land.top, land.biome, patches, sea_level)
+    cells = size // 8
+    lattices = rng.random((4, cells, cells, height // 8 + 2), np.float32)
+    _carve(blocks, land.top, lattices, sea_level)
+    places = size // TREE_SPACING
+    _plant(blocks, land.top, land.biome, land.woods, rng.random((places, places, 5)), sea_level)
+    _sow(blocks, land.top, land.biome, patches, land.woods, rng.random((size, size)), sea_level)
     return World(
         blocks=blocks,
-        light=light,
-        grass_tint=(weights @ GRASS_TINTS).astype(np.float32),
-        water_tint=(weights @ WATER_TINTS).astype(np.float32),
-        biome=biome,
-        clouds=(_noise(rng, (4, 8), 16) > 0.7).astype(np.uint8),
-        tops=find_tops(blocks),
+        grass_tint=_blend(GRASS_TINTS, land.biome),
+        water_tint=_blend(WATER_TINTS, land.biome),
+        biome=land.biome,
+        biomes=BIOMES,
+        clouds=(noise(rng, (4, 8), 16) > 0.7).astype(np.uint8),
+        sea_level=sea_level,
+        flows=True,
     )
 
 
-def find_tops(blocks: np.ndarray) -> np.ndarray:
-    """(..., y) blocks -> (...) uint8, the y above the highest block that is not air."""
-    filled = blocks != AIR
-    height = WORLD_HEIGHT - np.argmax(filled[..., ::-1], axis=-1)
-    return np.where(filled.any(axis=-1), height, 0).astype(np.uint8)
+def _blend(tints: np.ndarray, biome: np.ndarray) -> np.ndarray:
+    """(biomes, 3) -> (x, z, 3) float32, soft where biomes meet."""
+    return np.stack([blur(tints[:, i][biome], 4) for i in range(3)], axis=-1).astype(np.float32)
 
 
-def _landscape(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Ground height, temperature, humidity and forest density, each (x, z); the last three in sigmas."""
-    temperature = _noise(rng, (4, 8))
-    humidity = _noise(rng, (4, 8))
-    hills = _noise(rng, (4, 8, 16))
-    ridges = _noise(rng, (4, 8))
-    swampy = np.clip((humidity - 0.2) / 0.5, 0.0, 1.0) * (temperature > -0.8)
-    swampy = _blur(swampy)
-    rise = (3.0 + 2.6 * hills + 5.0 * np.clip(ridges - 0.6, 0.0, None)) * (1.0 - swampy)
-    height = SEA_LEVEL + rise + swampy * (0.7 + 0.9 * hills) + 0.5
-    return height, temperature, humidity, _noise(rng, (8, 16))
-
-
-def _noise(rng: np.random.Generator, lattices: tuple[int, ...], size: int = WORLD_SIZE) -> np.ndarray:
-    """Periodic value noise (size, size): zero mean, unit variance, octaves from coarse to fine."""
-    total = np.zeros((size, size))
-    for lattice in lattices:
-        place = np.arange(size) * (lattice / size)
-        low = place.astype(np.int64)
-        fraction = place - low
-        weight = fraction * fraction * (3.0 - 2.0 * fraction)
-        # One matrix interpolates along one axis; applied on both sides it makes the surface.
-        matrix = np.zeros((size, lattice))
-        np.add.at(matrix, (np.arange(size), low % lattice), 1.0 - weight)
-        np.add.at(matrix, (np.arange(size), (low + 1) % lattice), weight)
-        total += matrix @ rng.standard_normal((lattice, lattice)) @ matrix.T * (lattices[0] / lattice)
-    return (total - total.mean()) / total.std()
-
-
-def _blur(values: np.ndarray, radius: int = 3) -> np.ndarray:
-    """Periodic box blur, so that neighbouring biomes blend."""
-    result = values.astype(np.float64)
-    for axis in (0, 1):
-        shifted = [np.roll(result, shift, axis) for shift in range(-radius, radius + 1)]
-        result = np.asarray(sum(shifted)) / len(shifted)
-    return result
-
-
-@njit(cache=True)
-def _fill(blocks, top, biome, dither):
+@njit(cache=True, error_model="numpy")
+def _fill(blocks, top, biome, patches, sea_level):
     """Fill the columns from bedrock to grass, and the hollows with water."""
-    for x in range(WORLD_SIZE):
-        for z in range(WORLD_SIZE):
-            height, kind = top[x, z], biome[x, z]
-            soil, surface = DIRT, GRASS
-            beach = kind != SWAMP and height < SEA_LEVEL + (kind == MEADOW)
-            if kind == DESERT or beach:
+    size = blocks.shape[0]
+    for x in range(size):
+        for z in range(size):
+            height, kind, patch = top[x, z], biome[x, z], patches[x, z]
+            soil, surface, depth = DIRT, GRASS, 3
+            if kind == DESERT or (kind != SWAMP and kind != TUNDRA and sea_level - 2 <= height <= sea_level):
                 soil, surface = SAND, SAND
-            elif height < SEA_LEVEL:
-                surface = DIRT
+            elif height < sea_level:  # the floor of the water
+                soil = DIRT
+                surface = GRAVEL if patch > 0.9 else (CLAY if patch < -1.3 else DIRT)
             elif kind == TUNDRA:
                 surface = SNOW
+            elif kind == MOUNTAINS:
+                steep = _steepness(top, x, z)
+                if height > sea_level + SNOW_LINE + int(patch):
+                    soil, surface = STONE, (STONE if steep > 2 else SNOW)
+                elif height > sea_level + 13 + int(2 * patch) or steep > 2:
+                    soil, surface = STONE, (GRAVEL if patch > 1.5 else STONE)
+            elif kind == TAIGA and patch > 2.2:
+                surface = COBBLESTONE
             for y in range(height + 1):
                 block = soil
                 if y == 0:
                     block = BEDROCK
                 elif y == height:
                     block = surface
-                elif y < height - 3:
-                    block = SANDSTONE if kind == DESERT and y > height - 6 else STONE
-                    if block == STONE and dither[x >> 1, z >> 1, (y >> 1) & 7] > 0.985:
-                        block = COAL
+                elif y < height - depth:
+                    block = SANDSTONE if soil == SAND and y > height - depth - 3 else STONE
                 blocks[x, z, y] = block
-            for y in range(height + 1, SEA_LEVEL + 1):
-                blocks[x, z, y] = ICE if kind == TUNDRA and y == SEA_LEVEL else WATER
+            for y in range(height + 1, sea_level + 1):
+                blocks[x, z, y] = ICE if kind == TUNDRA and y == sea_level else WATER
 
 
 @njit(cache=True)
-def _carve(blocks, top, lattices):
-    """Dig winding tunnels where two noises are both near their middle."""
-    for x in range(WORLD_SIZE):
-        for z in range(WORLD_SIZE):
-            for y in range(2, top[x, z] + 1):
-                # Only tunnels above the sea may open to the sky, or lakes would hang in the air.
-                if y > top[x, z] - 4 and (y <= SEA_LEVEL + 1 or top[x, z] <= SEA_LEVEL + 2):
-                    continue
-                first = _noise_3d(lattices[0], x, z, y) - 0.5
-                second = _noise_3d(lattices[1], x, z, y) - 0.5
-                if first * first + second * second < 0.004:
-                    blocks[x, z, y] = AIR
+def _steepness(top, x, z):
+    """Blocks between the highest and the lowest neighbour."""
+    wrap = top.shape[0] - 1
+    heights = (top[(x + 1) & wrap, z], top[(x - 1) & wrap, z], top[x, (z + 1) & wrap], top[x, (z - 1) & wrap])
+    return max(heights) - min(heights)
+
+
+@njit(cache=True, error_model="numpy")
+def _carve(blocks, top, lattices, sea_level):
+    """Dig tunnels where two noises are near their middle, halls where they are high, and lay ores."""
+    size, height = blocks.shape[0], blocks.shape[2]
+    wrap = size - 1
+    columns = np.empty((4, height))
+    for x in range(size):
+        for z in range(size):
+            for i in range(4):
+                column_noise(lattices[i], x, z, columns[i], top[x, z])
+            # Only land that stands above all water around it may open to the sky, or lakes would run out.
+            dry = True
+            for dx in range(-2, 3, 2):
+                for dz in range(-2, 3, 2):
+                    dry &= top[(x + dx) & wrap, (z + dz) & wrap] > sea_level
+            for y in range(1, top[x, z] + 1):
+                first, second = columns[0, y] - 0.5, columns[1, y] - 0.5
+                open_here = y > 1 and (dry or y < top[x, z] - 4)
+                tunnel = first * first + second * second < 0.0042
+                hall = y < sea_level - 2 and columns[2, y] > 0.74
+                if open_here and (tunnel or hall):
+                    # Sand and gravel would hang in the air above.
+                    above = blocks[x, z, y + 1] if y < top[x, z] else AIR
+                    if above != SAND and above != GRAVEL:
+                        blocks[x, z, y] = AIR
+                elif blocks[x, z, y] == STONE:
+                    ore = columns[3, y]
+                    if ore > 0.86:
+                        blocks[x, z, y] = COAL
+                    elif ore < 0.1 and y < sea_level + 8:
+                        blocks[x, z, y] = IRON
+                    elif columns[2, y] < 0.16:
+                        blocks[x, z, y] = GRAVEL if columns[0, y] < 0.5 and blocks[x, z, y - 1] != AIR else DIRT
 
 
 @njit(cache=True)
-def _noise_3d(lattice, x, z, y):
-    """Smooth value noise in [0, 1] with cells of 8 blocks."""
-    result = 0.0
-    fx, fz, fy = (x & 7) / 8.0, (z & 7) / 8.0, (y & 7) / 8.0
-    fx, fz, fy = fx * fx * (3 - 2 * fx), fz * fz * (3 - 2 * fz), fy * fy * (3 - 2 * fy)
-    for i in range(2):
-        for j in range(2):
-            for k in range(2):
-                weight = (fx if i else 1 - fx) * (fz if j else 1 - fz) * (fy if k else 1 - fy)
-                result += weight * lattice[((x >> 3) + i) & 15, ((z >> 3) + j) & 15, (y >> 3) + k]
-    return result
-
-
-@njit(cache=True)
-def _plant(blocks, top, biome, forest, chance):
-    """Grow at most one tree or cactus in each cell of a coarse grid."""
+def _plant(blocks, top, biome, woods, chance, sea_level):
+    """Grow at most one tree, cactus or bush in each cell of a coarse grid."""
     for i in range(chance.shape[0]):
         for j in range(chance.shape[1]):
             x = i * TREE_SPACING + int(chance[i, j, 0] * 3)
             z = j * TREE_SPACING + int(chance[i, j, 1] * 3)
             ground, kind, luck, size = top[x, z], biome[x, z], chance[i, j, 2], chance[i, j, 3]
+            sort, base = chance[i, j, 4], ground + 1
             surface = blocks[x, z, ground]
-            if kind == DESERT:
-                if surface == SAND and ground >= SEA_LEVEL and luck < 0.1:
-                    for y in range(ground + 1, ground + 2 + int(size * 3)):
+            lean = int(sort * 64)
+            if surface == SAND and kind == DESERT:
+                if ground > sea_level and luck < 0.06:
+                    for y in range(base, base + 1 + int(size * 3)):
                         blocks[x, z, y] = CACTUS
             elif surface == SNOW:
-                if luck < 0.1 + 0.3 * (forest[x, z] > 0.5):
-                    _grow_spruce(blocks, x, z, ground + 1, 8 + int(size * 3))
-            elif surface == GRASS:
+                if luck < (0.05 if woods[x, z] < 0.3 else 0.3) and ground < sea_level + SNOW_LINE:
+                    grow_spruce(blocks, x, z, base, 6 + int(size * 4), SPRUCE_LEAVES)
+            elif surface == GRASS and (ground >= sea_level or kind == SWAMP):
                 if kind == SWAMP:
-                    if luck < 0.2:
-                        _grow_oak(blocks, x, z, ground + 1, 6 + int(size * 2), 3, LOG)
-                elif luck < 0.05 + 0.4 * (forest[x, z] > 0.5):
-                    trunk = BIRCH if chance[i, j, 4] < 0.25 else LOG
-                    _grow_oak(blocks, x, z, ground + 1, 6 + int(size * 2), 2, trunk)
+                    if luck < 0.16:
+                        grow_oak(blocks, x, z, base, 5 + int(size * 3), 3, LOG, LEAVES)
+                elif kind == TAIGA:
+                    if luck < 0.28 + 0.15 * (woods[x, z] > 0.0):
+                        grow_spruce(blocks, x, z, base, 7 + int(size * 4), SPRUCE_LEAVES)
+                elif kind == SAVANNA:
+                    if luck < 0.045:
+                        grow_acacia(blocks, x, z, base, 5 + int(size * 3), lean)
+                    elif luck < 0.06:
+                        grow_bush(blocks, x, z, base, ACACIA_LEAVES)
+                elif kind == FOREST:
+                    if luck < 0.34:
+                        if sort < 0.3:
+                            grow_oak(blocks, x, z, base, 6 + int(size * 2), 2, BIRCH, BIRCH_LEAVES)
+                        elif sort < 0.42:
+                            grow_great_oak(blocks, x, z, base, 8 + int(size * 3), lean)
+                        else:
+                            grow_oak(blocks, x, z, base, 5 + int(size * 2), 2, LOG, LEAVES)
+                    elif luck < 0.38:
+                        grow_bush(blocks, x, z, base, LEAVES)
+                elif kind == MOUNTAINS:
+                    if luck < 0.08:
+                        grow_spruce(blocks, x, z, base, 6 + int(size * 3), SPRUCE_LEAVES)
+                elif luck < 0.012:
+                    grow_great_oak(blocks, x, z, base, 8 + int(size * 3), lean)
+                elif luck < 0.03:
+                    grow_oak(blocks, x, z, base, 5 + int(size * 2), 2, LOG, LEAVES)
 
 
 @njit(cache=True)
-def _grow_oak(blocks, x, z, base, trunk_height, radius, trunk):
-    """A trunk below two wide layers of leaves and two narrow ones."""
-    crown = base + trunk_height
-    for y in range(crown - 3, crown + 1):
-        reach = radius if y < crown - 1 else radius - 1
-        for dx in range(-reach, reach + 1):
-            for dz in range(-reach, reach + 1):
-                corner = abs(dx) == reach and abs(dz) == reach
-                tip = y == crown and abs(dx) + abs(dz) > reach
-                if not corner and not tip:
-                    _put_leaf(blocks, x + dx, z + dz, y)
-    for y in range(base, crown):
-        blocks[x, z, y] = trunk
-    blocks[x, z, base - 1] = DIRT
-
-
-@njit(cache=True)
-def _grow_spruce(blocks, x, z, base, trunk_height):
-    """A trunk inside a cone of leaves."""
-    crown = base + trunk_height
-    for y in range(base + 3, crown + 1):
-        below = crown - y
-        reach = 0 if below == 0 else (1 if below % 2 else 2)
-        if below == 1 or below == 2:
-            reach = 1
-        for dx in range(-reach, reach + 1):
-            for dz in range(-reach, reach + 1):
-                if abs(dx) + abs(dz) <= reach + (reach == 2):
-                    _put_leaf(blocks, x + dx, z + dz, y)
-    for y in range(base, crown):
-        blocks[x, z, y] = SPRUCE
-    blocks[x, z, base - 1] = DIRT
-
-
-@njit(cache=True)
-def _put_leaf(blocks, x, z, y):
-    if blocks[x & WRAP, z & WRAP, y] == AIR:
-        blocks[x & WRAP, z & WRAP, y] = LEAVES
-
-
-@njit(cache=True)
-def update_light(blocks, light, x_start, x_stop, z_start, z_stop):
-    """Recompute the daylight of the columns in a rectangle; x and z wrap.
-
-    Light falls straight down from the sky, dims inside leaves and water, and spreads sideways.
-    The columns around the rectangle keep their light and shine into it.
-    """
-    for x in range(x_start, x_stop):
-        for z in range(z_start, z_stop):
-            level = MAX_LIGHT
-            for y in range(WORLD_HEIGHT - 1, -1, -1):
-                block = blocks[x & WRAP, z & WRAP, y]
-                if block == LEAVES:
-                    level = max(level - 2, 0)
-                elif block == WATER:
-                    level = max(level - 1, 0)
-                elif block != AIR:
-                    level = 0
-                light[x & WRAP, z & WRAP, y] = level if block == AIR or block == WATER else 0
-    _spread_light(blocks, light, x_start - 1, x_stop + 1, z_start - 1, z_stop + 1)
-
-
-@njit(cache=True)
-def _spread_light(blocks, light, x_start, x_stop, z_start, z_stop):
-    """Breadth-first from every lit cell of the rectangle that is more than one brighter than a neighbour."""
-    frontier = [(0, 0, 0) for _ in range(0)]
-    for x in range(x_start, x_stop):
-        for z in range(z_start, z_stop):
-            for y in range(WORLD_HEIGHT):
-                level = light[x & WRAP, z & WRAP, y]
-                if level > 1 and (
-                    level > light[(x + 1) & WRAP, z & WRAP, y] + 1
-                    or level > light[(x - 1) & WRAP, z & WRAP, y] + 1
-                    or level > light[x & WRAP, (z + 1) & WRAP, y] + 1
-                    or level > light[x & WRAP, (z - 1) & WRAP, y] + 1
-                    or (y > 0 and level > light[x & WRAP, z & WRAP, y - 1] + 1)
-                ):
-                    frontier.append((x & WRAP, z & WRAP, y))
-    while len(frontier) > 0:
-        following = [(0, 0, 0) for _ in range(0)]
-        for x, z, y in frontier:
-            level = light[x, z, y] - 1
-            for side in range(6):
-                nx = (x + (side == 0) - (side == 1)) & WRAP
-                nz = (z + (side == 2) - (side == 3)) & WRAP
-                ny = y + (side == 4) - (side == 5)
-                if ny < 0 or ny >= WORLD_HEIGHT:
-                    continue
-                block = blocks[nx, nz, ny]
-                if (block == AIR or block == WATER) and light[nx, nz, ny] < level:
-                    light[nx, nz, ny] = level
-                    if level > 1:
-                        following.append((nx, nz, ny))
-        frontier = following
+def _sow(blocks, top, biome, patches, woods, chance, sea_level):
+    """Scatter grass, flowers and other small things over what is still bare."""
+    size = blocks.shape[0]
+    wrap = size - 1
+    for x in range(size):
+        for z in range(size):
+            y, kind, luck, patch = top[x, z] + 1, biome[x, z], chance[x, z], patches[x, z]
+            surface = blocks[x, z, y - 1]
+            if kind == SWAMP and y == sea_level and blocks[x, z, y] == WATER and luck < 0.1:
+                if blocks[x, z, y + 1] == AIR:
+                    blocks[x, z, y + 1] = LILY_PAD
+                continue
+            if blocks[x, z, y] != AIR:
+                continue
+            shore = y == sea_level + 1 and (
+                blocks[(x + 1) & wrap, z, sea_level] == WATER
+                or blocks[(x - 1) & wrap, z, sea_level] == WATER
+                or blocks[x, (z + 1) & wrap, sea_level] == WATER
+                or blocks[x, (z - 1) & wrap, sea_level] == WATER
+            )
+            if shore and (surface == SAND or surface == GRASS) and patch > 0.4 and luck < 0.5:
+                for step in range(1 + int(luck * 6) % 3):
+                    if blocks[x, z, y + step] == AIR:
+                        blocks[x, z, y + step] = REEDS
+            elif surface == SAND:
+                if kind == DESERT and luck < 0.012:
+                    blocks[x, z, y] = DEAD_BUSH
+            elif surface == GRASS:
+                lush = 0.06 + 0.14 * min(max(patch + 0.5, 0.0), 1.5)
+                flower = luck > 0.985 or (patch > 1.2 and luck > 0.9)
+                if kind == SAVANNA:
+                    if luck < 2.2 * lush:
+                        blocks[x, z, y] = TALL_GRASS
+                elif kind == TAIGA:
+                    if luck < 0.8 * lush:
+                        blocks[x, z, y] = FERN
+                    elif luck > 0.992:
+                        blocks[x, z, y] = MUSHROOM
+                elif kind == SWAMP:
+                    if luck < 0.8 * lush:
+                        blocks[x, z, y] = TALL_GRASS
+                    elif luck > 0.985:
+                        blocks[x, z, y] = ORCHID if luck > 0.993 else MUSHROOM
+                elif luck < lush * (0.6 if kind == FOREST else 1.0):
+                    blocks[x, z, y] = TALL_GRASS
+                elif flower and kind != MOUNTAINS:
+                    blocks[x, z, y] = POPPY if woods[x, z] > 0.0 or luck > 0.995 else DANDELION
+                elif kind == PLAINS and 0.6 < luck < 0.6003:
+                    blocks[x, z, y] = PUMPKIN

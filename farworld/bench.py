@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 WARM_UP_FRAMES = 20  # at least; the context is full when the measurement begins
 
 bench = App(name="bench", help="Measure speed end to end.")
+bench.command(
+    "farworld.train.bench_cli:train",
+    name="train",
+    help="Measure training: speed, arithmetic, memory, and the share of a step that waits for data.",
+)
 
 
 @bench.command
@@ -105,8 +110,8 @@ def summarise(player: WorldPlayer, frame_ms: np.ndarray) -> dict[str, Any]:
         "frame_size": f"{world.config.frame_height}x{world.config.frame_width}",
         "world_fps": world.config.frames_per_second,
         "parameters": world.model.num_parameters,
-        "peak_memory_mb": _peak_memory_mb(),
-        "gpu_memory_mb": _gpu_memory_mb(world.model.device),
+        "peak_memory_mb": peak_memory_mb(),
+        "gpu_memory_mb": gpu_memory_mb(world.model.device),
         "device": str(world.model.device),
         "hardware": describe_hardware(world.model.device),
         "torch": torch.__version__,
@@ -114,7 +119,7 @@ def summarise(player: WorldPlayer, frame_ms: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _peak_memory_mb() -> int | None:
+def peak_memory_mb() -> int | None:
     """The most main memory that the process has held; None on Windows, which does not count it this way."""
     try:
         import resource
@@ -124,7 +129,8 @@ def _peak_memory_mb() -> int | None:
     return round(peak / 2 ** (20 if sys.platform == "darwin" else 10))
 
 
-def _gpu_memory_mb(device: Any) -> int | None:
+def gpu_memory_mb(device: Any) -> int | None:
+    """The most memory of the GPU that tensors have held; None on other devices."""
     import torch
 
     return round(torch.cuda.max_memory_allocated(device) / 2**20) if device.type == "cuda" else None

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from farworld.actions import ActionVocabulary
+from farworld.hub import hub_errors, reason_of
 from farworld.models import official
 from farworld.models.attention import Positions
 from farworld.models.autoencoder import AutoencoderConfig
@@ -133,20 +134,6 @@ def _download(repository: str) -> Path:
     if not (folder / CONFIG_FILE).is_file():
         raise FileNotFoundError(f"the hub repository {name} holds no farworld world: {CONFIG_FILE} is missing")
     return folder
-
-
-def hub_errors() -> tuple[type[Exception], ...]:
-    """What the hub's client raises when it cannot fetch a file."""
-    from huggingface_hub import errors
-
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    # Connections that fail raise errors of the HTTP library that the hub uses (which one depends on its version).
-    return (OSError, *kinds, *errors.HfHubHTTPError.__bases__)
-
-
-def reason_of(error: Exception) -> str:
-    """An error's first line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
 def config_to_json(config: WorldConfig) -> dict:

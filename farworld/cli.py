@@ -27,7 +27,7 @@ app.command(
 
 An existing dataset is extended, never overwritten; the same seed gives the same bytes.""",
 )
-app.command("farworld.envs.data_cli:data", name="data", help="Look at, import and check recorded datasets.")
+app.command("farworld.envs.data_cli:data", name="data", help="Look at, check, combine, share and import datasets.")
 app.command(
     "farworld.train.cli:train",
     name="train",

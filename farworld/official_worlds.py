@@ -23,7 +23,8 @@ from torch import Tensor
 
 import farworld
 from farworld.actions import Action, ActionVocabulary
-from farworld.checkpoint import CONFIG_FILE, Context, hub_errors, reason_of, save_world
+from farworld.checkpoint import CONFIG_FILE, Context, save_world
+from farworld.hub import hub_errors, reason_of
 from farworld.models import official
 from farworld.models.autoencoder import AutoencoderConfig
 from farworld.models.far import FARConfig

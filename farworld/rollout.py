@@ -18,10 +18,19 @@ import torch
 from torch import Tensor
 
 from farworld.models import flow
-from farworld.models.far import CLEAN_SHORT_TERM, TIMESTEP_SCALE, Frames, clean_coarse
+from farworld.models.far import (
+    CLEAN_LONG_TERM,
+    CLEAN_SHORT_TERM,
+    TIMESTEP_SCALE,
+    Frames,
+    context_frames,
+    context_mark,
+)
 from farworld.models.kv_cache import EMPTY, CachedAttention, KVCache
 from farworld.models.modulation_table import ModulationTable
-from farworld.world_model import LAYOUTS, WorldModel
+from farworld.world_model import LAYOUTS, WorldModel, check_noise_level
+
+CONTEXT_NOISE_KEY = 1  # of the generators of what is added to context frames
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +66,7 @@ class Rollout:
         guidance_scale: float = 1.0,
         layout: str | None = None,
         timesteps: Sequence[float] | None = None,
+        context_noise: float | None = None,
     ) -> None:
         """Allocate the cache.
 
@@ -69,11 +79,14 @@ class Rollout:
                 second, unconditional half of the batch.
             layout: of long short-term attention, "sliding" or "anchored"; None is the world's own. Weights trained
                 in one run in the other as well, at some loss.
-            timesteps: flow times from 1 to 0, one step between each two; None is evenly spaced, in num_steps.
+            timesteps: flow times from 1 to 0, one step between each two; None is evenly spaced, in num_steps, or for
+                models that are told the step size what `farworld.models.flow.shortcut_timesteps` says.
+            context_noise: flow time, of past frames as the model sees them, which is told; None is the world's own.
 
         Raises:
             ValueError: num_steps below 1, timesteps that don't fall from 1 to 0 or beside num_steps, a context
-                shorter than the short-term window, negative guidance, an unknown layout, or a model that isn't causal.
+                shorter than the short-term window, negative guidance, an unknown layout, a noise level outside
+                [0, 1), or a model that isn't causal.
         """
         config = world.config.model
         window = config.short_term_frames if config.context_patch_size else 1
@@ -94,8 +107,12 @@ class Rollout:
         self.context_frames = context_frames
         self.guidance_scale = guidance_scale
         self.layout = layout
+        self.context_noise = world.config.context_noise if context_noise is None else context_noise
+        check_noise_level(self.context_noise)
+        finest = config.shortcut_steps
         if timesteps is None:
-            timesteps = flow.euler_timesteps(world.config.num_steps if num_steps is None else num_steps)
+            num_steps = world.config.num_steps if num_steps is None else num_steps
+            timesteps = flow.shortcut_timesteps(num_steps, finest) if finest else flow.euler_timesteps(num_steps)
         elif num_steps is not None:
             raise ValueError("give num_steps or timesteps, not both")
         self.timesteps = list(timesteps)
@@ -110,11 +127,18 @@ class Rollout:
         self._cache = KVCache(
             config, batch_size=batch_size * self._branches, context_frames=context_frames, device=world.device
         )
+        # Of each step, as the model is told; None if it is not.
+        self._step_sizes: list[float] | None = None
+        if finest:
+            steps = zip(self.timesteps, self.timesteps[1:], strict=False)
+            self._step_sizes = [flow.shortcut_size(now - then, finest) for now, then in steps]
         noise_levels = [t * TIMESTEP_SCALE for t in self.timesteps[:-1]]
         self._modulate = None
         if ModulationTable.fits(world.transformer, noise_levels):
             with torch.inference_mode():
-                self._modulate = ModulationTable(world.transformer, noise_levels)
+                self._modulate = ModulationTable(
+                    world.transformer, noise_levels, step_sizes=self._step_sizes, context_noise=self.context_noise
+                )
         # Past frames that are not in the cache for good: the newest ones, up to frame_index.
         self._latents: list[Tensor] = []
         self._actions: list[Tensor] = []
@@ -181,7 +205,7 @@ class Rollout:
             if self._latents and self._heeds_following():
                 self._actions[-1], action = action, torch.full_like(action, self.world.config.model.null_action)
             if self._latents and self.layout == "sliding":
-                self._run(None, 0.0, first=True)
+                self._run(None, 0, first=True)
             self._remember(frame, action)
 
     def step(self, action: int | np.ndarray | Tensor) -> np.ndarray:
@@ -312,12 +336,12 @@ class Rollout:
             fine = range(first_fine, coming)
         return list(fine), list(coarse)
 
-    def _run(self, noisy: tuple[Tensor, Tensor] | None, t: float, *, first: bool) -> Tensor:
+    def _run(self, noisy: tuple[Tensor, Tensor] | None, step: int, *, first: bool) -> Tensor:
         """One pass through the transformer.
 
         Args:
             noisy: latents (B, C, h, w) and actions (B,) of the next frame; None only encodes what came before.
-            t: flow time of the noisy latents.
+            step: of denoising, which says the noisy latents' flow time.
             first: also encode past frames that are not in the cache.
 
         Returns:
@@ -326,13 +350,13 @@ class Rollout:
         cache, coming, window = self._cache, self.frame_index + 1, self.world.config.model.window
         fine_frames, coarse_frames = self._to_encode() if first else ([], [])
         kept = coming - len(self._latents)  # frame of the oldest latents at hand
-        latents = [self._latents[frame - kept] for frame in fine_frames]
+        latents = [self._as_context(frame) for frame in fine_frames]
         actions = [self._actions[frame - kept] for frame in fine_frames]
-        timesteps = [CLEAN_SHORT_TERM] * len(fine_frames)
+        timesteps = [context_mark(CLEAN_SHORT_TERM, self.context_noise)] * len(fine_frames)
         if noisy is not None:
             latents.append(noisy[0])
             actions.append(noisy[1])
-            timesteps.append(t * TIMESTEP_SCALE)
+            timesteps.append(self.timesteps[step] * TIMESTEP_SCALE)
         frames = fine_frames + [coming] * (noisy is not None)
         first_fine = max(0, coming - window + 1) if self._rewrites_window else 0
         if self._rewrites_window:  # in order: then no query has to pass over the keys of later frames
@@ -342,21 +366,25 @@ class Rollout:
         attention = CachedAttention(
             cache, fine_frames=frames, fine_slots=slots, coarse_frames=coarse_frames, first_fine=first_fine
         )
-        # A lone noisy frame doesn't bring the frame before it along, which the copy gate reads.
-        before = self._both(self._latents[-1]) if self._latents and not fine_frames else None
+        before = self._both(self._latents[-1][:, None]) if self._latents else None
         device = self.world.device
+        size = None
+        if self._step_sizes is not None:
+            size = torch.full((1, len(frames)), self._step_sizes[step], device=device)
         fine = Frames(
             self._both(torch.stack(latents, dim=1)),
             torch.tensor([timesteps], device=device),
             self._both_conditions(torch.stack(actions, dim=1)),
-            torch.tensor(frames, device=device),
+            frames,
+            size,
         )
         coarse = None
         if coarse_frames:
-            coarse = clean_coarse(
-                self._both(torch.stack([self._latents[frame - kept] for frame in coarse_frames], dim=1)),
+            coarse = context_frames(
+                self._both(torch.stack([self._as_context(frame) for frame in coarse_frames], dim=1)),
                 self._both_conditions(torch.stack([self._actions[frame - kept] for frame in coarse_frames], dim=1)),
-                torch.tensor(coarse_frames, device=device),
+                coarse_frames,
+                torch.full((1, 1), context_mark(CLEAN_LONG_TERM, self.context_noise), device=device),
             )
         velocity = self.world.transformer.run(
             fine, coarse, attention, before=before, num_outputs=1, modulate=self._modulate
@@ -388,16 +416,24 @@ class Rollout:
         """The latents of the next frame; the first pass also puts what is new into the cache."""
         x = noise
         for step, (now, then) in enumerate(zip(self.timesteps, self.timesteps[1:], strict=False)):
-            x = flow.euler_step(x, self._run((x, actions), now, first=step == 0), now, then)
+            x = flow.euler_step(x, self._run((x, actions), step, first=step == 0), now, then)
         return x
 
-    def _noise(self, frame: int) -> Tensor:
-        """(B, C, h, w), standard normal, keyed by seed, stream and frame."""
+    def _as_context(self, frame: int) -> Tensor:
+        """A past frame's latents as the model sees them, (B, C, h, w), the same ones every time."""
+        latents = self._latents[frame - (self.frame_index + 1 - len(self._latents))]
+        if not self.context_noise:
+            return latents
+        level = torch.full((len(latents),), self.context_noise, device=latents.device)
+        return flow.add_noise(latents, self._noise(frame, CONTEXT_NOISE_KEY), level)
+
+    def _noise(self, frame: int, *purpose: int) -> Tensor:
+        """(B, C, h, w), standard normal, keyed by seed, stream and frame, and by purpose if it is not to start from."""
         config = self.world.config.model
         shape = (config.latent_channels, config.latent_height, config.latent_width)
         streams = []
         for stream in range(self.batch_size):
-            key = np.random.SeedSequence([self.seed, stream, frame]).generate_state(1, np.uint64)[0]
+            key = np.random.SeedSequence([self.seed, stream, frame, *purpose]).generate_state(1, np.uint64)[0]
             generator = torch.Generator().manual_seed(int(key >> np.uint64(1)))
             streams.append(torch.randn(shape, generator=generator))
         return torch.stack(streams).to(self.world.device)

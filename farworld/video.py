@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 
@@ -19,15 +20,26 @@ class VideoWriter:
         height: of the frames, in pixels.
         width: of the frames, in pixels.
         scale: each pixel becomes scale x scale pixels, so that small frames survive the codec and the player.
+        lossless: keep every pixel, as RGB, which browsers and many players don't show.
+        keyframe_interval: frames from one that is decoded without others to the next; None leaves it to the codec.
 
     Raises:
-        ValueError: the size is odd (H.264 needs even), or not positive.
+        ValueError: the size is odd (H.264 needs even, unless lossless), or not positive.
     """
 
     def __init__(
-        self, path: str | os.PathLike, frames_per_second: float, height: int, width: int, *, scale: int = 1
+        self,
+        path: str | os.PathLike,
+        frames_per_second: float,
+        height: int,
+        width: int,
+        *,
+        scale: int = 1,
+        lossless: bool = False,
+        keyframe_interval: int | None = None,
     ) -> None:
-        if scale < 1 or height < 1 or width < 1 or height * scale % 2 or width * scale % 2:
+        odd = not lossless and (height * scale % 2 or width * scale % 2)
+        if scale < 1 or height < 1 or width < 1 or odd:
             raise ValueError(f"a video needs even sides, got {height}x{width} times {scale}; use an even scale")
         import av
 
@@ -38,9 +50,12 @@ class VideoWriter:
         self._closed = False
         self._container = av.open(os.fspath(path), "w")
         rate = Fraction(frames_per_second).limit_denominator(1001)
-        self._stream = self._container.add_stream("libx264", rate=rate, options={"crf": "16"})
+        codec, options = ("libx264rgb", {"qp": "0"}) if lossless else ("libx264", {"crf": "16"})
+        if keyframe_interval is not None:
+            options["g"] = str(keyframe_interval)
+        self._stream = cast(Any, self._container.add_stream(codec, rate=rate, options=options))
         self._stream.height, self._stream.width = height * scale, width * scale
-        self._stream.pix_fmt = "yuv420p"
+        self._stream.pix_fmt = "rgb24" if lossless else "yuv420p"
 
     def __enter__(self) -> VideoWriter:
         return self

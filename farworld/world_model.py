@@ -32,6 +32,7 @@ class WorldConfig:
     layout: str = "sliding"  # of long short-term attention: sliding, or anchored as in the official implementation
     frame_action: str = "producing"  # what a frame is conditioned on: the action producing it, or the one following it
     action_timing: str = ACTION_TIMING
+    context_noise: float = 0.0  # flow time, of past frames as the model sees them in play; for models trained with it
     training: dict = field(default_factory=dict)  # provenance: data, steps, hardware, the resolved config
 
     def __post_init__(self) -> None:
@@ -41,6 +42,7 @@ class WorldConfig:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if self.frame_action not in FRAME_ACTIONS:
             raise ValueError(f"frame_action must be one of {', '.join(FRAME_ACTIONS)}, got {self.frame_action!r}")
+        check_noise_level(self.context_noise)
         compression = self.autoencoder.compression
         expected = (self.model.latent_height * compression, self.model.latent_width * compression)
         if (self.frame_height, self.frame_width) != expected:
@@ -50,6 +52,12 @@ class WorldConfig:
             )
         if max(1, self.model.num_actions) != len(self.vocabulary):  # an unconditional world can still be waited in
             raise ValueError(f"the model has {self.model.num_actions} actions, the vocabulary {len(self.vocabulary)}")
+
+
+def check_noise_level(level: float) -> None:
+    """Raise ValueError unless context frames of this noise still show something."""
+    if not 0.0 <= level < 1.0:
+        raise ValueError(f"context_noise must be in [0, 1), 0 is none, got {level}")
 
 
 class WorldModel(nn.Module):

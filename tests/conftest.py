@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin make a busy machine many times slower
 
 TINY_FRAMES_PER_SECOND = 20
 TINY_CONTEXT_FRAMES = 12

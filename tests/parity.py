@@ -414,7 +414,8 @@ def check_training_step(case: Case) -> Iterator[Comparison]:
     num_judged = min(latents.shape[1], model.config.short_term_frames)
     with torch.enable_grad():
         velocity = forward_clip(model, noisy, timestep, action)
-        loss = velocity_loss(*(part[:, -num_judged:] for part in (velocity, latents, noise, is_clean)))
+        target = flow.velocity_target(latents, noise)
+        loss = velocity_loss(*(part[:, -num_judged:] for part in (velocity, target, is_clean)))
         loss.backward()
     yield compare("loss", loss.reshape(1), case["loss"])
 
@@ -473,10 +474,10 @@ def _check_positions(case: Case) -> Iterator[Comparison]:
     num_frames, rows, columns = (int(size) + 1 for size in torch.cat([coarse_ids, fine_ids]).amax(dim=0))
     stride = config["context_patch_size"] // config["patch_size"]
     first_fine = int(fine_ids[:, 0].min())
-    fine = rope_table(torch.arange(first_fine, num_frames), rows, columns, 1, head_size)
-    coarse = rope_table(torch.arange(first_fine), rows // stride, columns // stride, stride, head_size)
+    fine = rope_table(range(first_fine, num_frames), rows, columns, 1, head_size)
+    coarse = rope_table(range(first_fine), rows // stride, columns // stride, stride, head_size)
     # Our tables come without ids: at each listed position must stand what a table of all positions has there.
-    everywhere = rope_table(torch.arange(num_frames), rows, columns, 1, head_size)
+    everywhere = rope_table(range(num_frames), rows, columns, 1, head_size)
     for name, ids, table in (("short_ids", fine_ids, fine), ("long_ids", coarse_ids, coarse)):
         place = (ids[:, 0] * rows + ids[:, 1]) * columns + ids[:, 2]
         for ours, listed in zip(table, everywhere, strict=True):
@@ -497,10 +498,9 @@ def _check_mask(name: str, slope: float, layout: str, expected: Tensor) -> Compa
     if found is None:
         raise ValueError(f"{name}: cannot tell the layout of its tokens from {layout!r}")
     num_coarse, coarse_tokens, num_fine, fine_tokens = map(int, found.groups())
-    coarse_frame = torch.arange(num_coarse).repeat_interleave(coarse_tokens)
-    fine_frame = torch.arange(num_coarse, num_coarse + num_fine).repeat_interleave(fine_tokens)
     attend = ClipAttention(
-        window=num_fine, fine_frame=fine_frame, coarse_frame=coarse_frame,
+        window=num_fine, fine_frames=range(num_coarse, num_coarse + num_fine), coarse_frames=range(num_coarse),
+        fine_tokens=fine_tokens, coarse_tokens=coarse_tokens,
         positions=Positions.flex_rope(slope), num_heads=1, dtype=torch.float32,
     )  # fmt: skip
     one_hot = torch.eye(expected.shape[-1])[None, None]
@@ -509,7 +509,7 @@ def _check_mask(name: str, slope: float, layout: str, expected: Tensor) -> Compa
         blank = torch.zeros_like(one_hot[:, :, tokens])
         return QKV(blank, blank, one_hot[:, :, tokens])
 
-    split = len(coarse_frame)
+    split = num_coarse * coarse_tokens
     fine, coarse = attend(0, stream(slice(split, None)), stream(slice(split)))
     assert coarse is not None
     logits = torch.cat([coarse, fine], dim=2)[0].log()

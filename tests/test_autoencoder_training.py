@@ -24,9 +24,10 @@ from farworld.train.discriminator import (
 )
 from farworld.train.lpips import load_lpips
 from farworld.train.pipeline import open_run, run_stages
+from farworld.train.ranks import Ranks
 from farworld.train.run import Run
 
-CPU = torch.device("cpu")
+ALONE = Ranks(device=torch.device("cpu"))
 SMALL = [
     "frame_size=32", "latent_channels=8", "autoencoder_widths=(16,32)", "encoder_blocks=(0,1)", "decoder_blocks=(1,1)",
     "num_layers=1", "num_heads=1", "patch_size=2", "context_patch_size=2", "short_term_frames=3", "fine_frames=4",
@@ -67,9 +68,11 @@ def data(tmp_path_factory) -> Path:
 def train(out: Path, data: Path, *settings: str, resume: bool = False) -> Run:
     dataset = Dataset(data)
     overrides = list(settings) if resume else [*SMALL, *settings]
-    run = open_run(out, None if resume else "maze-xs", overrides, resume=resume, stage="autoencoder", data=dataset)
+    run = open_run(
+        out, None if resume else "maze-xs", overrides, resume=resume, stage="autoencoder", data=dataset, ranks=ALONE
+    )
     with contextlib.closing(run):
-        run_stages(run, dataset, "autoencoder", CPU)
+        run_stages(run, dataset, "autoencoder")
     return run
 
 
@@ -84,10 +87,8 @@ def leaves(value: object, name: str = "") -> dict[str, torch.Tensor]:
 
 
 def gan_step(state: stage.AutoencoderState, settings: TrainConfig, seed: int = 0) -> torch.Tensor:
-    return stage.loss_of_frames(
-        state, torch.from_numpy(textured(4, seed)), None, settings, CPU, torch.Generator().manual_seed(seed),
-        adversarial=True,
-    )  # fmt: skip
+    frames, noise = textured(4, seed), torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return stage.loss_of_frames(state, torch.from_numpy(frames), noise, None, settings, ALONE, adversarial=True)
 
 
 @pytest.mark.parametrize("dies_at", [2, 7])  # before the discriminator comes, at step 3, and after
@@ -121,7 +122,7 @@ def test_ten_steps_equal_those_of_a_run_that_died_in_between(data, tmp_path, mon
 
 def test_the_discriminator_comes_at_its_step_and_the_encoder_stays_from_there(data, tmp_path):
     """Latents that a world model learns do not move while the decoder is sharpened."""
-    fresh = stage.begin(config(), CPU)
+    fresh = stage.begin(config(), ALONE)
     run = train(tmp_path / "run", data, "autoencoder_steps=10", "checkpoint_every=1", "autoencoder_gan_start=0.9")
     last, before = (torch.load(file) for file in run.checkpoint_files(stage.STAGE))
     assert (before["step"], last["step"]) == (9, 10)
@@ -137,7 +138,7 @@ def test_the_discriminator_comes_at_its_step_and_the_encoder_stays_from_there(da
 
 def test_gradients_of_decoder_and_discriminator_do_not_mix():
     settings = config()
-    state = stage.begin(settings, CPU)
+    state = stage.begin(settings, ALONE)
     assert state.discriminator is not None
     model_before = {name: tensor.clone() for name, tensor in state.model.named_parameters()}
     judge_before = {name: tensor.clone() for name, tensor in state.discriminator.named_parameters()}
@@ -202,12 +203,13 @@ def test_hinge_loss_of_known_logits():
 
 def test_a_discriminator_learns_to_tell_blurred_frames():
     settings = config("autoencoder_gan_learning_rate=0.003")
-    state = stage.begin(settings, CPU)
+    state = stage.begin(settings, ALONE)
     assert state.discriminator is not None
     losses = []
     for step in range(30):
         pixels = to_pixels(torch.from_numpy(textured(4, step)))
-        losses.append(float(stage.update_discriminator(state, pixels, F.avg_pool2d(pixels, 5, 1, 2), 1.0, settings)))
+        blurred = F.avg_pool2d(pixels, 5, 1, 2)
+        losses.append(float(stage.update_discriminator(state, pixels, blurred, 1.0, settings, ALONE)))
     assert losses[0] > 0.8 and losses[-1] < 0.3
 
 

@@ -62,6 +62,9 @@ def test_info_prints_one_json_object(run, folder):
     fired = sum(int((dataset.actions(i) == 1).sum()) for i in range(3))
     assert summary["actions"][1] == {"name": "FIRE", "keys": ["space"], "count": fired}
     assert summary["bad"] == 0
+    assert summary["packed"] is False
+    assert summary["bytes"] == sum(dataset.num_bytes(i) for i in range(3)) > 3000
+    assert sum(row["episodes"] for row in summary["policies"].values()) == 3
 
 
 def test_info_prints_a_table_for_people(run, folder):
@@ -225,3 +228,111 @@ def test_json_is_all_that_stdout_gets(run, folder, tmp_path, monkeypatch, comman
         json.loads(output)
     assert "a chatty library" in errors
     assert "a chatty module" in errors
+
+
+# Datasets out of datasets
+
+
+def test_stats_prints_numbers_for_people_and_programs(run, folder):
+    """The same ones; `tests/test_dataset_derive.py` has their values."""
+    code, output, _ = run("data", "stats", folder, "--json")
+    result = json.loads(output)
+    assert (code, output.count("\n"), result["episodes"]) == (0, 1, 3)
+    code, output, _ = run("data", "stats", folder)
+    assert code == 0
+    assert f"{result['frame_difference']['mean']:.2f}" in output
+    assert ", ".join(f"{value:.1f}" for value in result["pixels"]["mean"]) in output
+    for word in ("UPLEFT", "20 to 20, median 20", "truncated          3"):
+        assert word in output
+
+
+def test_parts_and_wholes_from_the_command_line(run, folder, tmp_path):
+    """Split, merged again, filtered and packed: every step reports itself, and the frames stay the same."""
+    few, many, whole, some, packed = (tmp_path / name for name in ("few", "many", "whole", "some", "packed"))
+    code, output, _ = run("data", "split", folder, few, many, "--episodes", 1, "--seed", 3, "--json")
+    assert code == 0
+    assert [(part["out"], part["episodes"], part["linked"]) for part in json.loads(output)["parts"]] == [
+        (str(few), 1, 1),
+        (str(many), 2, 2),
+    ]
+    code, output, _ = run("data", "merge", few, many, folder, whole, "--json")
+    result = json.loads(output)
+    assert (code, result["out"], result["episodes"], result["frames"], result["copies"]) == (0, str(whole), 3, 60, 3)
+    code, output, _ = run("data", "filter", whole, some, "--min-frames", 20, "--action", "FIRE", "--json")
+    assert (code, json.loads(output)["episodes"] + json.loads(output)["left_out"]) == (0, 3)
+    code, output, _ = run("data", "pack", whole, packed, "--shard-mb", 0.02, "--json")
+    result = json.loads(output)
+    assert (code, result["episodes"], result["shards"]) == (0, 3, 3)
+    for i in range(3):
+        np.testing.assert_array_equal(Dataset(packed).frames(i), Dataset(folder).frames(i))
+    code, output, _ = run("data", "info", packed, "--json")
+    assert (code, json.loads(output)["packed"], json.loads(output)["shards"]) == (0, True, 3)
+    assert "3 shards" in run("data", "info", packed)[1]
+    assert run("data", "verify", packed)[:2] == (0, "3 episodes are intact, 0 files are bad\n")
+
+
+def test_the_same_is_said_to_people(run, folder, tmp_path):
+    """One line for each dataset that was made."""
+    few, many, whole = (tmp_path / name for name in ("few", "many", "whole"))
+    _, output, _ = run("data", "split", folder, few, many, "--fraction", 0.4)
+    assert output == f"1 episodes, 20 frames -> {few}\n2 episodes, 40 frames -> {many}\n"
+    _, output, _ = run("data", "merge", few, folder, whole)
+    assert output == f"3 episodes, 60 frames -> {whole}; 1 left out, which are in it already\n"
+    _, output, _ = run("data", "pack", folder, tmp_path / "packed")
+    assert output.startswith(f"3 episodes, 60 frames -> {tmp_path / 'packed'} (1 shards, 0.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("merge", "DATA"), "expected one or more datasets and the new folder, got 1"),
+        (("merge", "DATA", "none", "OUT"), "no dataset at none"),
+        (("merge", "DATA", "DATA"), "is there already"),
+        (("split", "DATA", "OUT", "OUT", "--episodes", 1), "two folders"),
+        (("split", "DATA", "OUT", "DATA", "--episodes", 1), "is there already"),
+        (("split", "DATA", "OUT", "OUT2"), "either a fraction or a number"),
+        (("filter", "DATA", "OUT", "--policy", "nobody"), "none of the 3 episodes"),
+        (("filter", "DATA", "OUT", "--action", "fly"), "unknown action 'fly'; this world knows NOOP, FIRE"),
+        (("pack", "DATA", "OUT", "--shard-mb", 0), "1 or more bytes"),
+        (("push", "DATA", "nobody"), "expected a hub repository owner/name"),
+        (("pull", "nobody", "OUT"), "expected a hub repository owner/name"),
+        (("pull", "owner/name", "DATA"), "is there already"),
+    ],
+)
+def test_what_cannot_be_made_is_one_line(run, folder, tmp_path, arguments, message):
+    """Exit code 2, and nothing is made."""
+    places = {"DATA": folder, "OUT": tmp_path / "out", "OUT2": tmp_path / "out2"}
+    code, output, errors = run("data", *(places.get(argument, argument) for argument in arguments))
+    assert (code, output) == (2, "")
+    assert message in errors.splitlines()[-1]  # there may be a progress bar before it
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_without_a_token_or_a_network_the_hub_is_one_line(run, folder, tmp_path, monkeypatch):
+    """That says what to do."""
+    import huggingface_hub
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    code, _, errors = run("data", "push", folder, "owner/name")
+    assert code == 2
+    assert "hf auth login" in errors.splitlines()[-1]
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    code, _, errors = run("data", "pull", "owner/name", tmp_path / "out")
+    assert (code, errors.count("\n")) == (2, 1)
+    assert "owner/name could not be pulled" in errors
+
+
+def test_view_writes_a_row_for_each_episode(run, folder, tmp_path):
+    """First and last frame of each at the ends of its row."""
+    code, output, _ = run("data", "view", folder, tmp_path / "all.png", "--all", "--frames", 5, "--json")
+    assert (code, json.loads(output)["episodes"], json.loads(output)["frames"]) == (0, 3, 15)
+    sheet = picture_of(tmp_path / "all.png")[0]
+    assert sheet.shape == (3 * 32 + 2 * 2, 5 * 48 + 4 * 2, 3)
+    dataset = Dataset(folder)
+    for i in range(3):
+        top = i * 34
+        np.testing.assert_array_equal(sheet[top : top + 32, :48], dataset.frames(i)[0])
+        np.testing.assert_array_equal(sheet[top : top + 32, -48:], dataset.frames(i)[-1])
+    code, _, errors = run("data", "view", folder, tmp_path / "all.mp4", "--all")
+    assert code == 2 and "--all makes one .png" in errors

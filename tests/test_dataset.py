@@ -1,48 +1,43 @@
 """The recorded-data format: what is written is what is read, and damage is found."""
 
 import builtins
+import datetime
 import errno
 import io
 import json
 import os
 import pickle
 import tarfile
-import zlib
+import zipfile
+from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
+from sample_data import fill, make_episode, make_spec, same_episodes
 
-from farworld import dataset as dataset_module
+from farworld import __version__
 from farworld.actions import Action, ActionVocabulary
-from farworld.dataset import CHUNK_FRAMES, Dataset, DatasetSpec, Episode, create_or_open, encode_episode
+from farworld.dataset import (
+    CHUNK_FRAMES,
+    Dataset,
+    create_or_open,
+    describe_space,
+    encode_episode,
+    pack,
+    recordings,
+    stack_actions,
+    unstack_action,
+)
+from farworld.dataset import format as format_module
 
-VOCABULARY = ActionVocabulary((Action(name="noop"), Action(name="forward", keys=("up",))))
-
-
-def make_spec(**changes):
-    values = {"env_id": "test", "height": 16, "width": 32, "frames_per_second": 5.0}
-    return DatasetSpec(**{**values, "action_vocabulary": VOCABULARY, **changes})
-
-
-def make_episode(num_frames=40, index=0, **changes):
-    rng = np.random.default_rng(index)
-    values = {
-        "frames": rng.integers(0, 256, (num_frames, 16, 32, 3), dtype=np.uint8),
-        "actions": rng.integers(0, 2, num_frames - 1),
-        "rewards": rng.normal(size=num_frames - 1).astype(np.float32),
-        "seed": 7,
-        "index": index,
-    }
-    return Episode(**{**values, **changes})
+VERSION_1 = Path(__file__).parent / "data" / "dataset_version_1.zip"
 
 
 @pytest.fixture
 def folder(tmp_path):
     """A dataset of three episodes."""
-    with create_or_open(tmp_path / "data", make_spec()) as writer:
-        for index in writer.free_indices(3):
-            writer.write(make_episode(index=index))
-    return tmp_path / "data"
+    return fill(tmp_path / "data", range(3))
 
 
 def episode_files(folder):
@@ -52,18 +47,164 @@ def episode_files(folder):
 @pytest.mark.parametrize("num_frames", [1, 2, 15, 16, 17, 33])  # around the 16-frame member
 def test_an_episode_reads_back_as_it_was_written(tmp_path, num_frames):
     """Frames are lossless, and the shortest and unaligned lengths are not special."""
-    written = make_episode(num_frames, terminated=True, truncated=False, source="there")
+    written = make_episode(num_frames, terminated=True, truncated=False, source="there", policy="explore")
     with create_or_open(tmp_path, make_spec()) as writer:
         writer.write(written)
     dataset = Dataset(tmp_path)
     read = dataset.episode(0)
     assert dataset.num_frames(0) == num_frames
-    for name in ("frames", "actions", "rewards"):
-        np.testing.assert_array_equal(getattr(read, name), getattr(written, name))
-        assert getattr(read, name).dtype == getattr(written, name).dtype
-    for name in ("terminated", "truncated", "seed", "index", "source"):
-        assert getattr(read, name) == getattr(written, name)
+    same_episodes(read, written)
+    assert read.index == written.index
     dataset.verify(0)
+
+
+CAMERA = gymnasium.spaces.Dict(
+    {
+        "camera": gymnasium.spaces.Box(-180, 180, (2,)),
+        "hotbar.1": gymnasium.spaces.Discrete(2),
+        "keys": gymnasium.spaces.Dict({"forward/back": gymnasium.spaces.Discrete(3, start=-1)}),
+        "all at once": gymnasium.spaces.Tuple([gymnasium.spaces.MultiBinary(3), gymnasium.spaces.Discrete(4)]),
+    }
+)
+SPACES = {
+    "plain": gymnasium.spaces.Discrete(7),
+    "shifted": gymnasium.spaces.Discrete(3, start=-1),
+    "several": gymnasium.spaces.MultiDiscrete([3, 5, 2]),
+    "table": gymnasium.spaces.MultiDiscrete([[3, 5], [2, 2]]),
+    "switches": gymnasium.spaces.MultiBinary(4),
+    "sticks": gymnasium.spaces.Box(-1, np.inf, (2, 3)),
+    "steps": gymnasium.spaces.Box(-(2**40), 2**40, (2,), np.int64),
+    "camera": CAMERA,
+}
+
+
+@pytest.mark.parametrize("name", SPACES)
+def test_own_actions_come_back_as_the_environment_takes_them(tmp_path, name):
+    """A recording can be replayed in the environment, whatever its action space."""
+    space = SPACES[name]
+    space.seed(5)
+    taken = [space.sample() for _ in range(39)]
+    spec = make_spec(action_space=describe_space(space))
+    written = make_episode(env_actions=stack_actions(spec.action_space, taken))
+    with create_or_open(tmp_path, spec) as writer:
+        writer.write(written)
+    dataset = Dataset(tmp_path)
+    dataset.verify(0)
+    assert json.loads(json.dumps(spec.to_json())) == spec.to_json() == dataset.spec.to_json()
+    same_episodes(dataset.episode(0), written)
+    for step, action in enumerate(taken):
+        again = unstack_action(dataset.spec.action_space, dataset.env_actions(0), step)
+        assert again in space
+        np.testing.assert_array_equal(*(gymnasium.spaces.flatten(space, value) for value in (again, action)))
+
+
+MULTI = {"type": "MultiDiscrete", "nvec": [2, 3]}
+PLAIN = {"type": "Discrete", "n": 2, "start": 0}
+STICK = {"type": "Box", "low": -1.0, "high": 1.0, "shape": [2], "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("space", "env_actions", "message"),
+    [
+        (MULTI, {}, r"an array for each part of the action space \(action\), got none"),
+        (MULTI, {"jump": np.zeros((39, 2), np.int64)}, r"\(action\), got jump"),
+        (MULTI, {"action": np.zeros((39, 3), np.int64)}, r"must be int64 \(39, 2\), got int64 \(39, 3\)"),
+        (MULTI, {"action": np.full((39, 2), 2)}, r"must be in \[0, \[2 3\]\), got 2"),
+        (STICK, {"action": np.zeros((39, 2), np.int64)}, "must be float32"),
+        (STICK, {"action": np.full((39, 2), np.nan, np.float32)}, "must be finite, got nan"),
+        ({}, {"action": np.zeros((39, 2), np.int64)}, "none is described"),
+    ],
+)
+def test_own_actions_must_fit_the_described_space(tmp_path, space, env_actions, message):
+    """They would be found wrong only when somebody replays them."""
+    with create_or_open(tmp_path, make_spec(action_space=space)) as writer, pytest.raises(ValueError, match=message):
+        writer.write(make_episode(env_actions=env_actions))
+
+
+@pytest.mark.parametrize(
+    ("env_actions", "message"),
+    [
+        ({"action": np.zeros((40, 2), np.int64)}, r"int64 or float32 \(39, ...\)"),
+        ({"action": np.zeros((39, 2), np.float64)}, "got float64"),
+        ({"": np.zeros(39, np.int64)}, "1 to 56 plain letters"),
+        ({"k" * 57: np.zeros(39, np.int64)}, "1 to 56 plain letters"),
+    ],
+)
+def test_own_actions_have_a_row_for_each_action(env_actions, message):
+    """And names that fit into a tar file."""
+    with pytest.raises(ValueError, match=message):
+        make_episode(env_actions=env_actions)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        {"type": "Text"},
+        {"type": "Dict", "spaces": {"a": {"n": 3}}},
+        {"type": "Dict", "spaces": {"a/b": PLAIN, "a": {"type": "Dict", "spaces": {"b": PLAIN}}}},  # one name for two
+        [1],
+        {"n": 3},
+    ],
+)
+def test_a_described_space_is_checked(space):
+    """A hand-written description fails at once, not at the first episode."""
+    with pytest.raises(ValueError, match="action_space must be as describe_space gives it"):
+        make_spec(action_space=space)
+
+
+def test_a_space_that_cannot_be_stored_is_named():
+    """With what can."""
+    with pytest.raises(ValueError, match="expected an action space of Discrete.*got Text"):
+        describe_space(gymnasium.spaces.Text(5))
+
+
+def test_what_version_1_wrote_is_read_and_extended(tmp_path):
+    """Recordings outlive releases; the file was made by the last release that wrote version 1."""
+    with zipfile.ZipFile(VERSION_1) as archive:
+        archive.extractall(tmp_path)
+    dataset = Dataset(tmp_path)
+    assert dataset.episodes == ["episode-000000", "episode-000001"]
+    for i in range(2):
+        dataset.verify(i)
+        ramp = np.arange(18 * 16 * 32 * 3).reshape(18, 16, 32, 3)
+        np.testing.assert_array_equal(dataset.frames(i), (ramp // 97 + i) % 251)
+        np.testing.assert_array_equal(dataset.actions(i), np.arange(17) % 2)
+        assert dataset.seed(i) == 7 + i
+        assert dataset.env_actions(i) == {}
+    assert [dataset.policy(i) for i in range(2)] == ["", "human"]
+    assert (dataset.spec.action_space, dataset.spec.obs_key) == ({}, "")
+    spec = make_spec(action_space={"type": "Discrete", "n": 2, "start": 0}, obs_key="rgb")
+    fill(tmp_path, [2], spec)
+    assert len(Dataset(tmp_path)) == 3
+    pack(tmp_path, tmp_path / "packed")
+    same_episodes(Dataset(tmp_path / "packed").episode(1), dataset.episode(1))
+
+
+def test_the_clock_is_not_in_the_episodes(tmp_path):
+    """Same seed, same bytes; when it was recorded stands in a file of its own."""
+    before = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+    with create_or_open(tmp_path, make_spec(policy="tour", seed=5)) as writer:
+        writer.note(what="import", source="there")
+        for index in writer.claim(3):
+            writer.write(make_episode(index=index))
+    [line] = recordings(tmp_path)
+    started, ended = (datetime.datetime.fromisoformat(line[key]) for key in ("started", "ended"))
+    assert before <= started <= ended <= datetime.datetime.now(datetime.UTC)
+    assert (line["what"], line["source"], line["policy"], line["seed"]) == ("import", "there", "tour", 5)
+    assert (line["num_episodes"], line["episodes"], line["farworld"]) == (3, "0-2", __version__)
+    assert line["seconds"] >= 0 and line["platform"]
+    assert episode_files(tmp_path)[1].read_bytes() == encode_episode(make_episode(index=1))
+    create_or_open(tmp_path, make_spec()).close()
+    assert len(recordings(tmp_path)) == 1  # nothing was added
+
+
+def test_half_a_line_of_somebody_who_died_is_no_line(folder):
+    """And does not spoil the next one."""
+    path = folder / "recordings.jsonl"
+    path.write_bytes(path.read_bytes() + b'{"what": "rec')
+    assert len(recordings(folder)) == 1
+    fill(folder, [3])
+    assert [line["episodes"] for line in recordings(folder)] == ["0-2", "3"]
 
 
 def test_random_access_equals_a_full_read(folder):
@@ -151,11 +292,15 @@ def test_an_episode_is_never_overwritten(folder):
         writer.write(make_episode(index=1))
 
 
-def test_there_is_one_writer(folder):
-    """Two recordings into one folder would race for the same numbers."""
-    with create_or_open(folder, make_spec()), pytest.raises(ValueError, match="another process"):
-        create_or_open(folder, make_spec())
-    create_or_open(folder, make_spec()).close()
+def test_two_writers_at_once_never_take_the_same_number(folder):
+    """Each gets what neither a file nor the other has; what one gives back is free again."""
+    with create_or_open(folder, make_spec()) as first, create_or_open(folder, make_spec()) as second:
+        assert first.claim(2) == [3, 4]
+        assert second.claim(2) == [5, 6]
+        assert second.free_indices(3) == [5, 6, 7]  # its own, which it has not written yet
+        first.write(make_episode(index=3))
+        first.close()
+        assert second.claim(3) == [4, 8, 9]
 
 
 @pytest.mark.parametrize(
@@ -185,8 +330,8 @@ def test_a_full_disk_leaves_what_was_written(folder, monkeypatch):
 
     before = episode_files(folder)
     with create_or_open(folder, make_spec()) as writer:
-        monkeypatch.setattr(dataset_module.os, "fsync", no_space)
-        with pytest.raises(OSError, match="No space"):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+            patch.setattr(os, "fsync", no_space)
             writer.write(make_episode(index=3))
     assert episode_files(folder) == before
     assert len(Dataset(folder)) == 3
@@ -218,8 +363,9 @@ def replace_by_foreign_tar(path):
         tar.add(__file__, arcname="holiday.jpg")
 
 
-def rename_to_other_number(path):
-    path.rename(path.with_name("episode-000009.tar"))
+def cut_out_the_middle(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:20480] + content[30720:])
 
 
 def rewrite(path, old, new):
@@ -243,16 +389,13 @@ def damage_actions(path):
 
 
 def put_unknown_action(path):
-    """As a program with another vocabulary would write it: the checksum is right."""
-    with tarfile.open(path) as tar:
-        member = tar.getmember(f"{path.stem}.actions.npy")
-        old = tar.extractfile(member).read()
-    array = np.load(io.BytesIO(old))
-    array[5] = 7
-    new = old[:128] + array.tobytes()
-    rewrite(path, old, new)
-    before, after = str(zlib.crc32(old)), str(zlib.crc32(new))
-    rewrite(path, before.encode(), after.rjust(len(before)).encode())
+    """As a program with another vocabulary would write it: the checksums are right."""
+    path.write_bytes(encode_episode(make_episode(index=1, actions=np.full(39, 7))))
+
+
+def damage_seed(path):
+    """The index says what nothing else repeats."""
+    rewrite(path, b'"seed": 7', b'"seed": 3')
 
 
 def replace_index_by_list(path):
@@ -268,10 +411,11 @@ def replace_index_by_list(path):
         (cut_to_nothing, "not a tar file, or cut off"),
         (replace_by_text, "not a tar file"),
         (replace_by_foreign_tar, "begins with holiday.jpg"),
-        (rename_to_other_number, "begins with episode-000001"),
+        (cut_out_the_middle, "truncated"),
         (damage_array_header, "actions.npy differs from its checksum"),
         (damage_actions, "actions.npy differs from its checksum"),
         (put_unknown_action, r"action must be an integer in \[0, 1\] \(noop, forward\), got 7"),
+        (damage_seed, "its index differs from its checksum"),
         (replace_index_by_list, "its index cannot be read"),
     ],
 )
@@ -284,6 +428,12 @@ def test_a_bad_file_is_named_and_can_be_skipped(folder, damage, reason):
     assert dataset.episodes == ["episode-000000", "episode-000002"]
     assert [path.parent.name for path, _ in dataset.bad] == ["episodes"]
     np.testing.assert_array_equal(dataset.frames(1), make_episode(index=2).frames)
+
+
+def test_a_copied_file_is_named(folder):
+    """The same episode twice could be trained on and held out."""
+    (folder / "episodes" / "episode-000007.tar").write_bytes(episode_files(folder)[1].read_bytes())
+    assert "episode-000007 is a copy of episode-000001" in Dataset(folder, skip_bad=True).bad[0][1]
 
 
 def test_a_file_of_another_kind_is_foreign(folder):
@@ -315,7 +465,7 @@ def test_a_file_that_may_not_be_read_is_named(folder, monkeypatch):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
         return builtins.open(path, *arguments, **options)
 
-    monkeypatch.setattr(dataset_module, "open", guarded_open, raising=False)
+    monkeypatch.setattr(format_module, "open", guarded_open, raising=False)
     assert Dataset(folder, skip_bad=True).bad == [(forbidden, "cannot be read: Permission denied")]
     with pytest.raises(ValueError, match="episode-000001.tar: cannot be read"):
         Dataset(folder)
@@ -356,8 +506,10 @@ def test_a_missing_dataset_says_how_to_make_one(tmp_path, exists):
 def test_a_dataset_of_a_later_version_is_refused(folder):
     """It is not read as if it were this one's."""
     path = folder / "dataset.json"
-    path.write_text(path.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(ValueError, match="expected farworld-dataset version 1, got farworld-dataset version 2"):
+    path.write_text(path.read_text().replace('"version": 2', '"version": 3'))
+    with pytest.raises(
+        ValueError, match="expected farworld-dataset version 2 or older, got farworld-dataset version 3"
+    ):
         Dataset(folder)
 
 

@@ -236,7 +236,7 @@ def test_grouped_clip_attention_equals_one_dense_mask():
     coarse_frame = torch.arange(0, 11).repeat_interleave(2)
     tokens = [QKV(*torch.randn(3, 2, 2, len(f), 8, generator=generator).unbind(0)) for f in (fine_frame, coarse_frame)]
     attend = ClipAttention(
-        window=4, fine_frame=fine_frame, coarse_frame=coarse_frame,
+        window=4, fine_frames=range(5, 14), coarse_frames=range(11), fine_tokens=3, coarse_tokens=2,
         positions=Positions(), num_heads=2, dtype=torch.float32,
     )  # fmt: skip
     fine_out, _ = attend(0, tokens[0], tokens[1])
@@ -267,7 +267,7 @@ def test_rope_depends_on_distance_only():
     q, k = torch.randn(2, 1, 1, 4, 16, generator=generator).unbind(0)
     scores = []
     for start in (0, 1_000_000):
-        table = [rope_table(torch.tensor([start + i]), 2, 2, 1, 16) for i in (0, 3)]
+        table = [rope_table([start + i], 2, 2, 1, 16) for i in (0, 3)]
         scores.append(rotate(q, table[1]) @ rotate(k, table[0]).transpose(-1, -2))
     torch.testing.assert_close(*scores, atol=1e-4, rtol=1e-4)
 

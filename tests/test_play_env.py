@@ -16,6 +16,7 @@ import pygame
 
 from farworld.cli import app, main
 from farworld.dataset import Dataset
+from farworld.envs.environments import EnvironmentCrash
 from farworld.envs.player import open_env_player
 from farworld.envs.recorder import Recording, record
 from farworld.play.window import Window
@@ -114,15 +115,63 @@ def test_an_episode_that_the_environment_ends_is_stored_and_the_next_frame_begin
 
 
 def test_an_environment_that_breaks_down_costs_no_frame_that_was_shown(tmp_path, monkeypatch):
-    with pytest.raises(RuntimeError, match="engine"), open_env_player(TINY, record_to=tmp_path) as player:
+    with pytest.raises(EnvironmentCrash, match="engine"), open_env_player(TINY, record_to=tmp_path) as player:
         frames = play_actions(player, [FIRE, NOOP])
 
         def fail(action):
             raise RuntimeError("the engine broke down")
 
-        monkeypatch.setattr(player._env, "step", fail)
+        monkeypatch.setattr(player._env.env, "step", fail)
         player.tick()
     assert np.array_equal(Dataset(tmp_path).frames(0), frames)
+
+
+@pytest.mark.parametrize(
+    ("takes", "held", "given"),
+    [
+        ("multidiscrete", ["2", "0"], {"action": [[2, 1]]}),
+        ("box", ["1", "2"], {"action": [[1, -1]]}),
+        ("dict", ["up", "left"], {"forward": [1], "jump": [0], "camera": [[0, -10]]}),
+        ("dict", ["up", "space"], {"forward": [1], "jump": [1], "camera": [[0, 0]]}),
+    ],
+)
+def test_keys_reach_an_environment_of_any_action_space(tmp_path, takes, held, given):
+    """The same keys as in the built-in worlds where the names say so; what it was given is in the dataset."""
+    with open_env_player(TINY, env_args={"takes": takes}, record_to=tmp_path) as player:
+        player.keys.hold(held)
+        player.tick()
+    stored = Dataset(tmp_path).episode(0).env_actions
+    assert {key: array.tolist() for key, array in stored.items()} == given
+
+
+def test_a_vocabulary_file_says_which_keys_do_what(tmp_path):
+    """As for record."""
+    path = tmp_path / "keys.toml"
+    path.write_text('[[actions]]\nname = "stay"\n[[actions]]\nname = "burn"\nkeys = ["b"]\naction = 4\n')
+    (tmp_path / "keys.txt").write_text("b x2\n- x1\n")
+    run(
+        "--env", TINY, "--actions", path, "--headless", "--script", tmp_path / "keys.txt", "--record", tmp_path / "data"
+    )
+    episode = Dataset(tmp_path / "data").episode(0)
+    assert episode.actions.tolist() == [1, 1, 0] and episode.env_actions["action"].tolist() == [4, 4, 1]
+    assert episode.policy == "human"
+
+
+def test_a_take_can_be_discarded(tmp_path):
+    """Backspace forgets the episode that is running, and begins it again; what came before stays."""
+    with open_env_player(TINY, record_to=tmp_path) as player, Window(player, size=64) as window:
+        assert ("backspace", "discard the take") in window._help_rows()
+        play_actions(player, [FIRE] * 3)
+        player.reset()
+        play_actions(player, [NOOP] * 5)
+        pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_BACKSPACE))
+        window.handle_events()
+        assert player.news == "discarded, from the start" and shown_action(player.frame) is None
+        play_actions(player, [UP_LEFT])
+    dataset = Dataset(tmp_path)
+    assert [dataset.num_frames(i) for i in range(len(dataset))] == [4, 2]
+    with open_env_player(TINY) as player, Window(player, size=64) as window:  # nothing is recorded, nothing discarded
+        assert "backspace" not in window._commands and not player.discard()
 
 
 def test_start_i_is_where_record_begins_episode_i(tmp_path):
@@ -192,7 +241,11 @@ def test_on_quitting_it_says_what_was_written_and_how_to_look_at_it(tmp_path, ca
         (("--env", "moze"), "unknown environment 'moze'.*maze, voxel.*did you mean maze?"),
         (("--env", TINY, "--start", "-1"), "start must be 0 or more, got -1"),
         (("--env", TINY, "--frame-size", "40"), "multiple of 16, got 40"),
-        (("--env", "tiny_env:TinyContinuous-v0"), "needs Discrete"),
+        (("--env", TINY, "--env-arg", "takes=text"), "expected actions of Discrete, MultiDiscrete"),
+        (("--ckpt", "dmlab", "--env-arg", "takes=box"), "--env-arg goes with --env"),
+        (("--ckpt", "dmlab", "--render"), "--render goes with --env"),
+        (("--env", "tiny_env:TinyDict-v0", "--obs-key", "scren"), "the observation has map Box"),
+        (("--env", TINY, "--actions", "none.toml"), "no such file: none.toml"),
         (("--env", TINY, "--frames-per-second", "5"), "--frames-per-second goes with the window"),
     ],
 )

@@ -25,12 +25,13 @@ from farworld.train.config import PRESETS, override, preset
 from farworld.train.evaluate import one_step, psnr
 from farworld.train.latents import LatentDataset
 from farworld.train.pipeline import open_run, run_stages
-from farworld.train.run import Run, learning_rate_factor
+from farworld.train.ranks import Ranks
+from farworld.train.run import Draws, Run, learning_rate_factor
 
 VOCABULARY = ActionVocabulary(
     (Action(name="noop"), Action(name="left", keys=("left",)), Action(name="right", keys=("right",)))
 )
-HELD_OUT_DRAWS = 33  # frames that the autoencoder stage draws after its steps: one sample sheet, 32 for statistics
+ALONE = Ranks(device=torch.device("cpu"))
 SMALL = [
     "frame_size=16", "latent_channels=8", "autoencoder_widths=(16,32)", "encoder_blocks=(0,1)", "decoder_blocks=(1,1)",
     "num_layers=2", "num_heads=3", "patch_size=2", "context_patch_size=2", "short_term_frames=3", "fine_frames=6",
@@ -66,10 +67,11 @@ def bars(tmp_path_factory) -> Path:
 
 
 def train(out: Path, data: Path, *settings: str, resume: bool = False, stage: str = "all") -> tuple[Run, dict]:
-    dataset = Dataset(data)
-    run = open_run(out, None if resume else "maze-xs", [*SMALL, *settings], resume=resume, stage=stage, data=dataset)
+    dataset, settings = Dataset(data), [*SMALL, *settings]
+    preset_name = None if resume else "maze-xs"
+    run = open_run(out, preset_name, settings, resume=resume, stage=stage, data=dataset, ranks=ALONE)
     with contextlib.closing(run):
-        return run, run_stages(run, dataset, stage, torch.device("cpu"))
+        return run, run_stages(run, dataset, stage)
 
 
 @pytest.fixture(scope="module")
@@ -112,18 +114,18 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(bars, 
     straight, _ = train(tmp_path / "straight", bars, *steps)
     calls = 0
 
-    def interrupting(function):
-        def draw(*args):
+    def interrupting(loss):
+        def interrupted(*args):
             nonlocal calls
             calls += 1
-            if calls in (5, 5 + 10 + HELD_OUT_DRAWS):
+            if calls in (5, 5 + 10):
                 signal.raise_signal(signal.SIGINT)
-            return function(*args)
+            return loss(*args)
 
-        return draw
+        return interrupted
 
-    monkeypatch.setattr(autoencoder_stage, "random_frames", interrupting(autoencoder_stage.random_frames))
-    monkeypatch.setattr(world_stage, "random_clips", interrupting(world_stage.random_clips))
+    for objective in (autoencoder_stage.AutoencoderObjective, world_stage.WorldObjective):
+        monkeypatch.setattr(objective, "loss", interrupting(objective.loss))
     broken = tmp_path / "broken"
     for attempt, stage in enumerate(("autoencoder", "world")):
         with pytest.raises(KeyboardInterrupt):
@@ -215,11 +217,11 @@ def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_loudly(bars, tmp
 
 
 def test_two_processes_cannot_train_one_run(bars, tmp_path):
-    run = open_run(tmp_path / "run", "maze-xs", SMALL, resume=False, stage="all", data=Dataset(bars))
+    run = open_run(tmp_path / "run", "maze-xs", SMALL, resume=False, stage="all", data=Dataset(bars), ranks=ALONE)
     with pytest.raises(ValueError, match="another process is writing into"):
-        open_run(tmp_path / "run", None, [], resume=True, stage="all", data=Dataset(bars))
+        open_run(tmp_path / "run", None, [], resume=True, stage="all", data=Dataset(bars), ranks=ALONE)
     run.close()
-    open_run(tmp_path / "run", None, [], resume=True, stage="all", data=Dataset(bars)).close()
+    open_run(tmp_path / "run", None, [], resume=True, stage="all", data=Dataset(bars), ranks=ALONE).close()
 
 
 def test_latents_are_cached_once_and_again_for_another_autoencoder(bars, tmp_path):
@@ -270,7 +272,7 @@ def test_own_predictions_as_context_leave_every_weight_its_gradient():
     actions = torch.randint(0, 3, (2, 10))
     with torch.autocast("cpu", torch.bfloat16):
         loss = world_stage.flow_matching_loss(
-            model, clean, actions, config, torch.Generator().manual_seed(0), own_context_ratio=1.0
+            model, model.config, clean, actions, config, draws(2), own_context_ratio=1.0
         )
     loss.backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
@@ -283,11 +285,15 @@ def test_own_predictions_keep_the_frames_that_are_context():
     model = FAR(config.far(3))
     truth = torch.randn(2, 6, 8, 4, 4)
     mixed = world_stage.own_predictions(
-        model, truth, torch.zeros(2, 6, dtype=torch.int64), truth[:, :3], config, torch.Generator().manual_seed(1)
+        model, truth, torch.zeros(2, 6, dtype=torch.int64), truth[:, :3], config, draws(2)
     )
     same = (mixed == truth).flatten(2).all(dim=2)
-    expected = world_stage.random_context(2, 6, config, torch.Generator().manual_seed(1))
+    expected = world_stage.random_context(6, config, draws(2))
     assert torch.equal(same, expected) and 0 < same.sum() < same.numel()
+
+
+def draws(count: int, first_seed: int = 0) -> Draws:
+    return Draws([torch.Generator().manual_seed(first_seed + item) for item in range(count)])
 
 
 def test_psnr_of_known_errors():
@@ -317,9 +323,9 @@ def test_bad_settings_are_named(name, settings, message):
 
 def test_data_of_another_size_is_refused_with_what_to_do(bars, tmp_path):
     with pytest.raises(ValueError, match="64×64.*16×16.*--size 64"):
-        open_run(tmp_path / "run", "maze-xs", [], resume=False, stage="all", data=Dataset(bars))
+        open_run(tmp_path / "run", "maze-xs", [], resume=False, stage="all", data=Dataset(bars), ranks=ALONE)
     with pytest.raises(ValueError, match="needs --preset"):
-        open_run(tmp_path / "run", None, [], resume=False, stage="all", data=Dataset(bars))
+        open_run(tmp_path / "run", None, [], resume=False, stage="all", data=Dataset(bars), ranks=ALONE)
 
 
 def test_idle_clips_repeat_one_frame_under_the_noop():
@@ -328,8 +334,9 @@ def test_idle_clips_repeat_one_frame_under_the_noop():
         np.arange(40 * 2, dtype=np.float16).reshape(40, 2, 1, 1), np.array([0, 40]), np.full(40, 2, np.int64)
     )
     config = override(PRESETS["maze-xs"], [*SMALL, "idle_ratio=1.0"])
-    generator = torch.Generator().manual_seed(0)
-    clips, actions = world_stage.random_clips(latents, [0], config, 12, 0, generator)
-    assert torch.equal(clips, clips[:, :1].expand_as(clips)) and (actions == 0).all()
-    clips, actions = world_stage.random_clips(latents, [0], config, 12, None, generator)
-    assert (clips[:, 1:] - clips[:, :-1] == 2).all() and (actions == 2).all()
+    kind, generators = world_stage.ClipKind(12, 0.0), [torch.Generator().manual_seed(seed) for seed in range(3)]
+    clips = world_stage.random_clips(latents, [0], config, kind, 0, generators)
+    assert torch.equal(clips.latents, clips.latents[:, :1].expand_as(clips.latents)) and (clips.actions == 0).all()
+    clips = world_stage.random_clips(latents, [0], config, kind, None, generators)
+    assert (clips.latents[:, 1:] - clips.latents[:, :-1] == 2).all() and (clips.actions == 2).all()
+    assert [float(clip[0, 0]) for clip in clips.latents] == [2 * start for _, start in clips.places]

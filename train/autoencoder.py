@@ -22,7 +22,9 @@ from farworld.models.autoencoder import Autoencoder, to_frames, to_pixels
 from farworld.train.config import TrainConfig
 from farworld.train.discriminator import PatchDiscriminator, adversarial_loss, balanced_loss, discriminator_loss
 from farworld.train.lpips import LPIPS, load_lpips
+from farworld.train.ranks import Ranks, to_device
 from farworld.train.run import (
+    Draws,
     Run,
     TrainState,
     autocast,
@@ -36,21 +38,23 @@ from farworld.video import contact_sheet, write_png
 STAGE = "autoencoder"
 STATISTICS = "latent_statistics"  # the checkpoint that says that the stage is finished
 STAGE_KEY = 1  # see step_generator
-FRAMES_OF_SAMPLE = 12
+FRAMES_OF_PLACE = 4
+PLACES_OF_SAMPLE = 3
+STATISTICS_STEP = 2**39  # the step whose draws the latents are measured on
 
 
-def random_frames(data: Dataset, episodes: list[int], count: int, generator: torch.Generator) -> Tensor:
-    """Frames of random episodes, four from one place each: reading decodes whole chunks."""
+def random_frames(data: Dataset, episodes: list[int], generators: list[torch.Generator]) -> np.ndarray:
+    """A few frames from one random place for each generator, (N · FRAMES_OF_PLACE, H, W, 3), uint8."""
     frames = []
-    for _ in range(-(-count // 4)):
+    for generator in generators:  # reading decodes whole chunks: a single frame would cost as much
         episode = episodes[int(torch.randint(len(episodes), (1,), generator=generator))]
         total = data.num_frames(episode)
         span = min(16, total)
         start = int(torch.randint(max(1, (total - 1) // 16 + 1), (1,), generator=generator)) * 16
         start = min(start, total - span)
-        clip = data.frames(episode, start, start + span)
-        frames.append(clip[torch.randperm(span, generator=generator)[:4].numpy()])
-    return torch.from_numpy(np.concatenate(frames)[:count])
+        chosen = torch.randperm(span, generator=generator).repeat(FRAMES_OF_PLACE)[:FRAMES_OF_PLACE]
+        frames.append(data.frames(episode, start, start + span)[chosen.numpy()])
+    return np.concatenate(frames)
 
 
 def load_autoencoder(run: Run) -> Autoencoder:
@@ -110,22 +114,38 @@ class AutoencoderState(TrainState):
         return model
 
 
-def begin(config: TrainConfig, device: torch.device) -> AutoencoderState:
-    """The state of a new run."""
+class NoisyPass(nn.Module):
+    """Reconstruction from latents with a little noise, as one call."""
+
+    def __init__(self, autoencoder: Autoencoder, latent_noise: float) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.latent_noise = latent_noise
+
+    def forward(self, pixels: Tensor, noise: Tensor, *, train_encoder: bool) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, H, W) in [−1, 1] and noise like their latents; latents, and pixels again, float32."""
+        with torch.set_grad_enabled(train_encoder and torch.is_grad_enabled()):
+            latents = self.autoencoder.encoder(pixels)
+        return latents, self.autoencoder.decoder(latents + self.latent_noise * noise.to(latents)).float()
+
+
+def begin(config: TrainConfig, ranks: Ranks) -> AutoencoderState:
+    """The state of a new run, the same on every rank."""
     torch.manual_seed(config.seed)
-    model = Autoencoder(config.autoencoder()).to(device)
+    model = Autoencoder(config.autoencoder()).to(ranks.device)
 
     def adam(module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
             module.parameters(), lr=learning_rate, betas=config.autoencoder_betas, weight_decay=0.0
         )
 
-    state = AutoencoderState(model, adam(model, config.autoencoder_learning_rate))
+    replica = ranks.replicate(NoisyPass(model, config.latent_noise))
+    state = AutoencoderState(model, replica, adam(model, config.autoencoder_learning_rate))
     if config.autoencoder_ema_decay:
         state.average = moving_average(model, config.autoencoder_ema_decay)
     if config.autoencoder_gan_weight:
         sizes = config.autoencoder_gan_width, config.autoencoder_gan_layers
-        state.discriminator = PatchDiscriminator(*sizes).to(device)
+        state.discriminator = PatchDiscriminator(*sizes).to(ranks.device)
         state.discriminator_optimizer = adam(state.discriminator, config.autoencoder_gan_learning_rate)
     return state
 
@@ -155,7 +175,7 @@ def reconstruction_loss(
 
 
 def update_discriminator(
-    state: AutoencoderState, pixels: Tensor, decoded: Tensor, factor: float, config: TrainConfig
+    state: AutoencoderState, pixels: Tensor, decoded: Tensor, factor: float, config: TrainConfig, ranks: Ranks
 ) -> Tensor:
     """One step of the discriminator on real and decoded pixels; the decoder is left alone.
 
@@ -165,6 +185,7 @@ def update_discriminator(
         decoded: likewise, as the decoder made them.
         factor: of the learning rate.
         config: of the run.
+        ranks: whose gradients are averaged.
 
     Returns:
         The loss before the step.
@@ -176,6 +197,7 @@ def update_discriminator(
         group["lr"] = config.autoencoder_gan_learning_rate * factor
     loss = discriminator_loss(discriminator(pixels).float(), discriminator(decoded.detach()).float())
     loss.backward()
+    ranks.average_gradients(discriminator)
     nn.utils.clip_grad_norm_(discriminator.parameters(), config.gradient_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -185,10 +207,10 @@ def update_discriminator(
 def loss_of_frames(
     state: AutoencoderState,
     frames: Tensor,
+    noise: Tensor,
     lpips: LPIPS | None,
     config: TrainConfig,
-    device: torch.device,
-    generator: torch.Generator,
+    ranks: Ranks,
     *,
     adversarial: bool,
     factor: float = 1.0,
@@ -198,28 +220,25 @@ def loss_of_frames(
     Args:
         state: the models; `metrics` gets the terms of the loss.
         frames: (B, H, W, 3), uint8.
+        noise: (B, C, h, w), standard normal, for the latents.
         lpips: None is without.
         config: of the run.
-        device: where to compute.
-        generator: of the latents' noise.
+        ranks: the device, and who trains besides.
         adversarial: whether the discriminator takes part; the encoder then gets no gradient.
         factor: of the discriminator's learning rate.
     """
-    model = state.model
+    model, device = state.model, ranks.device
     assert isinstance(model, Autoencoder)
-    pixels = to_pixels(frames.to(device))
+    pixels = to_pixels(to_device(frames, device))
     with autocast(config, device):
-        with torch.set_grad_enabled(not adversarial):
-            latents = model.encoder(pixels)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
-        decoded = model.decoder(latents + config.latent_noise * noise).float()
+        latents, decoded = state.replica(pixels, to_device(noise, device), train_encoder=not adversarial)
     loss, state.metrics = reconstruction_loss(decoded, pixels, lpips, config)
     if not adversarial:
         return loss + config.latent_penalty * latents.float().square().mean()
     assert state.discriminator is not None
     # Autocast keeps converted weights until it ends: not beyond the discriminator's step.
     with autocast(config, device):
-        state.metrics["discriminator"] = update_discriminator(state, pixels, decoded, factor, config)
+        state.metrics["discriminator"] = update_discriminator(state, pixels, decoded, factor, config, ranks)
     with autocast(config, device):
         against = adversarial_loss(state.discriminator(decoded).float())
     loss, weight = balanced_loss(loss, against, decoded, model.decoder.conv_out.weight, config.autoencoder_gan_weight)
@@ -227,7 +246,49 @@ def loss_of_frames(
     return loss
 
 
-def train_autoencoder(run: Run, data: Dataset, episodes: list[int], held_out: list[int], device: torch.device) -> None:
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Frames from some places of a step."""
+
+    step: int
+    items: list[int]  # the places' numbers in the step, from which with the seed their frames follow
+    frames: Tensor  # (B, H, W, 3), uint8
+    noise: Tensor  # (B, C, h, w), for their latents
+
+
+class AutoencoderObjective:
+    """Reconstruction of random frames; see `farworld.train.run.Objective`. An item is a place with its few frames.
+
+    Where a batch is gone through in parts, the discriminator takes a step for each part.
+    """
+
+    def __init__(self, state: AutoencoderState, run: Run, data: Dataset, episodes: list[int]) -> None:
+        config = run.config
+        self._state, self._config, self._ranks, self._data, self._episodes = state, config, run.ranks, data, episodes
+        self._lpips = lpips_of(config, run.ranks.device)
+        side = config.frame_size // config.autoencoder().compression
+        self._latent_shape = FRAMES_OF_PLACE, config.latent_channels, side, side
+
+    def draw(self, step: int, items: range) -> Places:
+        """Frames of these places."""
+        generators = [step_generator(self._config, STAGE_KEY, step, item) for item in items]
+        frames = torch.from_numpy(random_frames(self._data, self._episodes, generators))
+        return Places(step, list(items), frames, Draws(generators).normal(*self._latent_shape).flatten(0, 1))
+
+    def loss(self, drawn: Places) -> Tensor:
+        """See `loss_of_frames`."""
+        config, total = self._config, self._config.autoencoder_steps
+        return loss_of_frames(
+            self._state, drawn.frames, drawn.noise, self._lpips, config, self._ranks,
+            adversarial=drawn.step >= config.gan_start(total), factor=learning_rate_factor(drawn.step, total, config),
+        )  # fmt: skip
+
+    def describe(self, drawn: Places) -> list[int]:
+        """The numbers of the places."""
+        return drawn.items
+
+
+def train_autoencoder(run: Run, data: Dataset, episodes: list[int], held_out: list[int]) -> None:
     """Run the stage to its end, then measure and store the latents' mean and scale."""
     config: TrainConfig = run.config
     finished = run.load_checkpoint(STATISTICS)
@@ -238,33 +299,28 @@ def train_autoencoder(run: Run, data: Dataset, episodes: list[int], held_out: li
             f"the autoencoder of {run.path} has {finished['step'] if finished else 0} steps and a world model is "
             f"trained on it; to train it to {config.autoencoder_steps} begin a new run, or go on with --stage world"
         )
-    state, lpips = begin(config, device), lpips_of(config, device)
-    total = config.autoencoder_steps
-
-    def loss_of_step(step: int) -> Tensor:
-        generator = step_generator(config, STAGE_KEY, step)
-        frames = random_frames(data, episodes, config.autoencoder_batch_size, generator)
-        return loss_of_frames(
-            state, frames, lpips, config, device, generator,
-            adversarial=step >= config.gan_start(total), factor=learning_rate_factor(step, total, config),
-        )  # fmt: skip
+    ranks = run.ranks
+    state = begin(config, ranks)
 
     @torch.no_grad()
     def sample(step: int) -> None:
-        frames = random_frames(data, held_out, FRAMES_OF_SAMPLE, step_generator(config, STAGE_KEY, 0)).to(device)
+        generators = [step_generator(config, STAGE_KEY, 0, place) for place in range(PLACES_OF_SAMPLE)]
+        frames = torch.from_numpy(random_frames(data, held_out, generators)).to(ranks.device)
         model = state.result.eval()
-        with autocast(config, device):
+        with autocast(config, ranks.device):
             decoded = to_frames(model(to_pixels(frames)))
         rows = np.concatenate([frames.cpu().numpy(), decoded.cpu().numpy()])
-        write_png(run.samples / f"{STAGE}-{step:08d}.png", contact_sheet(rows, columns=FRAMES_OF_SAMPLE))
+        write_png(run.samples / f"{STAGE}-{step:08d}.png", contact_sheet(rows, columns=len(frames)))
 
     fit(
-        run, STAGE, state, total_steps=total, frames_per_step=config.autoencoder_batch_size,
-        loss_of_step=loss_of_step, sample=sample,
+        run, STAGE, state, AutoencoderObjective(state, run, data, episodes), total_steps=config.autoencoder_steps,
+        items_per_step=config.autoencoder_batch_size // FRAMES_OF_PLACE, frames_per_step=config.autoencoder_batch_size,
+        sample=sample,
     )  # fmt: skip
-    model = state.result
-    _measure_latents(model, data, episodes, config, device)
-    run.save_checkpoint(STATISTICS, {"step": state.step, "seconds": state.seconds, "model": model.state_dict()})
+    if ranks.is_first:
+        model = state.result
+        _measure_latents(model, data, episodes, config, ranks.device)
+        run.save_checkpoint(STATISTICS, {"step": state.step, "seconds": state.seconds, "model": model.state_dict()})
 
 
 @torch.no_grad()
@@ -273,10 +329,10 @@ def _measure_latents(
 ) -> None:
     """Set shift and scale so that latents of training frames have zero mean and unit variance per channel."""
     model.eval()
-    generator = step_generator(config, STAGE_KEY, 2**39)
     batches = []
-    for _ in range(32):
-        frames = random_frames(data, episodes, 32, generator).to(device)
+    for batch in range(32):
+        generators = [step_generator(config, STAGE_KEY, STATISTICS_STEP, batch, place) for place in range(8)]
+        frames = torch.from_numpy(random_frames(data, episodes, generators)).to(device)
         with autocast(config, device):
             batches.append(model.encoder(to_pixels(frames)).float())
     latents = torch.cat(batches)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
+
+from farworld.play.cli import prepare_environment
 
 Stage = Literal["autoencoder", "latents", "world", "all"]
 
@@ -17,12 +19,14 @@ def train(
     data: Path,
     out: Path,
     preset: str | None = None,
+    init: str | None = None,
     stage: Stage = "all",
     steps: int | None = None,
     resume: Annotated[bool, Parameter(negative=())] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     settings: Annotated[list[str] | None, Parameter(name="--set", negative=(), consume_multiple=True)] = None,
     skip_bad: Annotated[bool, Parameter(negative=())] = False,
+    dry_run: Annotated[bool, Parameter(negative=())] = False,
     json: Annotated[bool, Parameter(negative=())] = False,
 ) -> None:
     """Train a world model on a recorded dataset: autoencoder, latents, FAR-Long, exported world.
@@ -38,6 +42,9 @@ def train(
         The run's directory.
     preset
         Model and training sizes: maze-xs, maze-s, voxel-xs or voxel-s. Needed for a new run.
+    init
+        A world, run or hub repository whose weights the new run begins with, its autoencoder included; sizes are the
+        world's own unless --preset is given. With --set shortcut_steps=8 it learns to take few steps.
     stage
         What to do: train the autoencoder, cache latents, train the world model, or all of it.
     steps
@@ -50,13 +57,16 @@ def train(
         field=value: set any field of the training config, as in --set checkpoint_every=10 learning_rate=5e-4.
     skip_bad
         Leave out damaged episodes instead of stopping.
+    dry_run
+        Only say what the world stage would take: parameters, tokens, arithmetic and memory. Nothing is written.
     json
         Print one JSON object as the last line of stdout.
     """
+    prepare_environment()
     from farworld.console import print_json, stdout_to_stderr
     from farworld.dataset import Dataset
-    from farworld.device import choose_device
-    from farworld.train.pipeline import open_run, run_stages
+    from farworld.train.pipeline import open_run, plan, run_stages
+    from farworld.train.ranks import join_ranks
 
     began = time.perf_counter()
     overrides = list(settings or [])
@@ -64,12 +74,20 @@ def train(
         if steps < 1:
             raise ValueError(f"--steps must be at least 1, got {steps}")
         overrides += [f"autoencoder_steps={steps}", f"world_steps={steps}"]
-    chosen = choose_device(device)
-    with stdout_to_stderr() if json else contextlib.nullcontext():
+    with stdout_to_stderr() if json else contextlib.nullcontext(), join_ranks(device) as ranks:
         dataset = Dataset(data, skip_bad=skip_bad)
-        run = open_run(out, preset, overrides, resume=resume, stage=stage, data=dataset)
-        with contextlib.closing(run):
-            result = run_stages(run, dataset, stage, chosen)
+        choice = {"resume": resume, "data": dataset, "init": init, "ranks": ranks}
+        if dry_run:
+            report = plan(out, preset, overrides, **choice)
+        else:
+            run = open_run(out, preset, overrides, stage=stage, **choice)
+            with contextlib.closing(run):
+                result = run_stages(run, dataset, stage)
+    if not ranks.is_first:
+        return
+    if dry_run:
+        _print_plan(report, json)
+        return
     seconds = round(time.perf_counter() - began, 1)
     if json:
         print_json({"run": str(out), **result, "bad_files": len(dataset.bad), "seconds": seconds})
@@ -81,3 +99,20 @@ def train(
             f"one step on held-out episodes: {result['psnr'] or result['idle_psnr']:.1f} dB; "
             f"play it: farworld play --ckpt {out}"
         )
+
+
+def _print_plan(report: dict[str, Any], json: bool) -> None:
+    from farworld.console import print_json
+
+    if json:
+        print_json(report)
+        return
+    print(f"{'model parameters':<22} {report['parameters']:,}")
+    print(f"{'frames per clip':<22} {report['frames_per_clip']:.0f} on average")
+    print(
+        f"{'tokens per clip':<22} {report['tokens_per_clip']:,.0f} on average, {report['clips_per_step']} clips a step"
+    )
+    print(f"{'FLOPs per step':<22} {report['flops_per_step']:.3g} on average, each of {report['processes']} processes")
+    print(f"{'memory at the peak':<22} {report['memory_bytes'] / 2**20:,.0f} MB of {report['device']}")
+    print(f"{'steps':<22} autoencoder {report['autoencoder_steps']:,}, world {report['world_steps']:,}")
+    print(f"{'data':<22} {report['episodes']} episodes, {report['frames']:,} frames")

@@ -16,7 +16,7 @@ from farworld.train.lpips import SMALLEST as SMALLEST_FOR_LPIPS
 
 AT_LEAST_ONE = (
     "autoencoder_steps", "world_steps", "autoencoder_batch_size", "world_batch_size", "checkpoint_every",
-    "sample_every", "log_every", "num_layers", "num_heads", "num_steps", "num_contexts", "start_frames",
+    "sample_every", "log_every", "accumulate", "num_layers", "num_heads", "num_steps", "num_contexts", "start_frames",
     "autoencoder_gan_width", "autoencoder_gan_layers",
 )  # fmt: skip
 # What the weights of each stage's checkpoints depend on.
@@ -27,10 +27,10 @@ ARCHITECTURE = {
     ),
     "world": (
         "num_layers", "num_heads", "head_size", "patch_size", "context_patch_size", "short_term_frames", "copy_gate",
-        "causal",
+        "causal", "shortcut_steps",
     ),
 }  # fmt: skip
-CAN_BE_NONE = ("context_patch_size",)
+CAN_BE_NONE = ("context_patch_size", "shortcut_steps")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,6 +71,7 @@ class TrainConfig:
     short_term_frames: int
     causal: bool = True  # False: Video-DiT, the paper's baseline; with context_patch_size=None and copy_gate=False
     copy_gate: bool = True  # take over what stands still from the frame before, see farworld.models.far
+    shortcut_steps: int | None = None  # of the finest step size that the model is told, a power of two; None: no size
     world_steps: int
     world_batch_size: int = 4  # clips
     fine_frames: int = 16  # frames of a clip that are trained on, the last ones
@@ -81,6 +82,8 @@ class TrainConfig:
     ema_decay: float = 0.999
     clean_context_ratio: float = 0.5  # probability that a frame is clean context instead of a target
     own_context_ratio: float = 0.5  # in the decay: share of clips whose context is partly the model's own predictions
+    bootstrap_ratio: float = 0.25  # with shortcut_steps: share of clips that learn large steps from two halves
+    context_noise_max: float = 0.0  # flow time; context frames are noised up to it, and the model is told by how much
     idle_ratio: float = 0.0  # share of clips that repeat one frame under the noop; for worlds that then hold still
     action_dropout: float = 0.1  # probability of the null action, per frame
     timestep_mean: float = 0.0  # of the logit-normal timesteps
@@ -91,15 +94,19 @@ class TrainConfig:
     warmup_steps: int = 100
     decay_fraction: float = 0.3  # last part of the steps, in which the learning rate falls to zero
     gradient_clip: float = 1.0  # norm
+    accumulate: int = 1  # parts that a process goes through for one step, to fit its memory
+    recompute: bool = False  # run blocks again in the backward pass: less memory, more time
     precision: str = "auto"  # float32, bfloat16, or auto: bfloat16 where the hardware multiplies it natively
     held_out_fraction: float = 0.02  # episodes kept back for samples and the model card
     checkpoint_every: int = 200  # steps
     sample_every: int = 500  # steps
     log_every: int = 10  # steps
+    wandb_project: str = ""  # also log to this project of Weights & Biases
 
     # Exported world
     num_steps: int = 1  # denoising steps a frame in play
     context_frames: int = 300  # remembered in play
+    context_noise: float = 0.0  # flow time, of context frames in play; at most context_noise_max
     num_contexts: int = 4  # start contexts
     start_frames: int = 8  # frames of a start context
 
@@ -111,11 +118,18 @@ class TrainConfig:
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.autoencoder_batch_size % 4:
+            raise ValueError(f"autoencoder_batch_size must be a multiple of 4, got {self.autoencoder_batch_size}")
         if not 0 <= self.clean_context_ratio < 1:
             raise ValueError(f"clean_context_ratio must be in [0, 1), got {self.clean_context_ratio}")
-        for name in ("own_context_ratio", "idle_ratio"):
+        for name in ("own_context_ratio", "idle_ratio", "bootstrap_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+        if not 0 <= self.context_noise <= self.context_noise_max < 1:
+            raise ValueError(
+                "expected 0 <= context_noise <= context_noise_max < 1, since play asks for what was learnt, got "
+                f"context_noise={self.context_noise} and context_noise_max={self.context_noise_max}"
+            )
         if not 2 <= self.fine_frames <= self.max_clip_frames:
             raise ValueError(
                 f"fine_frames must be at least 2 and at most max_clip_frames {self.max_clip_frames}, "
@@ -194,6 +208,7 @@ class TrainConfig:
             short_term_frames=self.short_term_frames,
             copy_gate=self.copy_gate,
             causal=self.causal,
+            shortcut_steps=self.shortcut_steps,
         )
 
 

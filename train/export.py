@@ -40,6 +40,7 @@ def assemble(run: Run, data: Dataset, transformer: FAR, autoencoder: Autoencoder
         frames_per_second=data.spec.frames_per_second,
         num_steps=config.num_steps,
         context_frames=config.context_frames,
+        context_noise=config.context_noise,
         training=training,
     )
     with torch.device("meta"):

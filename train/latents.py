@@ -46,18 +46,35 @@ class LatentDataset:
         return latents, torch.from_numpy(self.produced_by[first : first + length].copy())
 
 
-def cache_latents(run: Run, autoencoder: Autoencoder, data: Dataset, device: torch.device) -> LatentDataset:
+def cache_latents(run: Run, autoencoder: Autoencoder, data: Dataset) -> LatentDataset:
     """Encode what is not encoded yet; interrupted, it goes on at the episode where it was.
+
+    The first rank encodes, the others wait and then read the same file.
 
     The cache belongs to one autoencoder and one list of episodes; with others it is made anew.
     """
-    config = run.config
+    config, device = run.config, run.ranks.device
     far = config.far(len(data.spec.action_vocabulary))
     counts = [data.num_frames(i) for i in range(len(data))]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     shape = (int(starts[-1]), far.latent_channels, far.latent_height, far.latent_width)
-    key = _key(autoencoder, data, counts)
-    progress_file, file = run.latents / "progress.json", run.latents / "latents.f16"
+    file = run.latents / "latents.f16"
+    if run.ranks.is_first:
+        _fill(run, file, autoencoder.to(device), data, starts, shape)
+    run.ranks.wait()
+    latents = np.memmap(file, dtype=np.float16, mode="r", shape=shape)
+    produced_by = np.full(shape[0], far.null_action, dtype=np.int64)
+    for episode in range(len(data)):
+        produced_by[starts[episode] + 1 : starts[episode + 1]] = data.actions(episode)
+    return LatentDataset(latents, starts, produced_by)
+
+
+def _fill(
+    run: Run, file: Path, autoencoder: Autoencoder, data: Dataset, starts: np.ndarray, shape: tuple[int, ...]
+) -> None:
+    """Encode into the file what is not in it yet; see `LatentDataset` for starts, and for the file's shape."""
+    key = _key(autoencoder, data, np.diff(starts).tolist())
+    progress_file = run.latents / "progress.json"
     done = _episodes_done(progress_file, key)
     if done == 0:
         progress_file.unlink(missing_ok=True)  # what it says about the old content is no longer so
@@ -65,18 +82,14 @@ def cache_latents(run: Run, autoencoder: Autoencoder, data: Dataset, device: tor
         done = 0
         _allocate(file, 2 * int(np.prod(shape)))
     latents = np.memmap(file, dtype=np.float16, mode="r+", shape=shape)
-    model = autoencoder.to(device)
     with progress_bar("latents    ", float(starts[-1]), unit="frames", completed=float(starts[done])) as advance:
         for episode in range(done, len(data)):
-            latents[starts[episode] : starts[episode + 1]] = _encode(model, data.frames(episode), config, device)
-            advance(counts[episode])
+            span = slice(starts[episode], starts[episode + 1])
+            latents[span] = _encode(autoencoder, data.frames(episode), run.config, run.ranks.device)
+            advance(int(span.stop - span.start))
             if episode % 20 == 19 or episode == len(data) - 1:
                 latents.flush()
                 write_json(progress_file, {"key": key, "episodes": episode + 1})
-    produced_by = np.full(shape[0], far.null_action, dtype=np.int64)
-    for episode in range(len(data)):
-        produced_by[starts[episode] + 1 : starts[episode + 1]] = data.actions(episode)
-    return LatentDataset(latents, starts, produced_by)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """A training run on disk, and the loop that both training stages share.
 
 A run folder holds `run.json` (its config), `checkpoints/`, `latents/`, `logs/` (TensorBoard), `samples/` and, at the
-end, `world/`. Everything random in a step is keyed by (seed, stage, step), so that an interrupted run goes on
-as if nothing had happened.
+end, `world/`. Everything random in a step is keyed by (seed, stage, step, item), so that an interrupted run goes on
+as if nothing had happened, and several processes learn what one would have learnt.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -31,6 +33,8 @@ from torch.optim.swa_utils import AveragedModel
 from farworld.console import progress_bar
 from farworld.lock import lock_folder
 from farworld.train.config import TrainConfig, from_json, to_json
+from farworld.train.log import open_log
+from farworld.train.ranks import Ranks, averaged_gradients
 
 CONFIG_FILE = "run.json"  # not config.json, which is a world's
 COMMANDS_FILE = "commands.txt"  # one line for each sitting
@@ -39,16 +43,25 @@ Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
 
 class Run:
-    """The folder of a run; one process at a time has it open."""
+    """The folder of a run; one process at a time has it open for writing."""
 
-    def __init__(self, path: Path, config: TrainConfig) -> None:
+    def __init__(self, path: Path, config: TrainConfig, ranks: Ranks) -> None:
+        """Open the folder: the first rank writes in it, the others read."""
         self.path = path
         self.config = config
+        self.ranks = ranks
         self.checkpoints = path / "checkpoints"
         self.latents = path / "latents"
         self.logs = path / "logs"
         self.samples = path / "samples"
         self.world = path / "world"
+        self._lock: IO[bytes] | None = None
+        if ranks.is_first:
+            self._begin()
+        ranks.wait()
+
+    def _begin(self) -> None:
+        path, config = self.path, self.config
         for folder in (self.checkpoints, self.latents, self.logs, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
         self._lock = lock_folder(path)
@@ -58,7 +71,8 @@ class Run:
 
     def close(self) -> None:
         """Let another process go on with the run."""
-        self._lock.close()
+        if self._lock:
+            self._lock.close()
 
     @staticmethod
     def stored_config(path: Path) -> TrainConfig | None:
@@ -121,6 +135,7 @@ class TrainState:
     """What a stage trains; the only writer is `fit`."""
 
     model: nn.Module
+    replica: nn.Module  # what is called to train the model: itself, or among ranks what averages its gradients
     optimizer: torch.optim.Optimizer
     average: AveragedModel | None = None
     step: int = 0
@@ -163,10 +178,41 @@ def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> fl
     return min(warmup, max(0.0, left), 1.0)
 
 
-def step_generator(config: TrainConfig, stage: int, step: int) -> torch.Generator:
-    """The source of everything random in one step."""
-    key = np.random.SeedSequence([config.seed, stage, step]).generate_state(1, np.uint64)[0]
+def step_generator(config: TrainConfig, stage: int, step: int, *item: int) -> torch.Generator:
+    """The source of what is random in one step, or in one item of it."""
+    key = np.random.SeedSequence([config.seed, stage, step, *item]).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(key >> np.uint64(1)))
+
+
+class Draws:
+    """Random numbers for some items, each from its own generator: an item's do not depend on which it is drawn with."""
+
+    def __init__(self, generators: list[torch.Generator]) -> None:
+        self._generators = generators
+
+    def __len__(self) -> int:
+        return len(self._generators)
+
+    def uniform(self, *shape: int) -> torch.Tensor:
+        """(items, *shape), float32, in [0, 1)."""
+        return torch.stack([torch.rand(shape, generator=generator) for generator in self._generators])
+
+    def normal(self, *shape: int) -> torch.Tensor:
+        """(items, *shape), float32, standard normal."""
+        return torch.stack([torch.randn(shape, generator=generator) for generator in self._generators])
+
+
+class Objective(Protocol):
+    """What a stage learns, and from what."""
+
+    def draw(self, step: int, items: range) -> Any:
+        """Some items of a step, such as clips; a function of its arguments alone, called on a thread ahead of time."""
+
+    def loss(self, drawn: Any) -> torch.Tensor:
+        """The mean loss over the items, a scalar."""
+
+    def describe(self, drawn: Any) -> list[Any]:
+        """Where the items come from, JSON-ready."""
 
 
 def autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractContextManager:
@@ -209,34 +255,44 @@ def interrupts_held() -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a step of training did."""
+
+    loss: float  # mean over the ranks
+    gradient_norm: float
+    waited: float  # seconds for data
+    interrupted: bool = False
+
+
 def fit(
     run: Run,
     stage: str,
     state: TrainState,
+    objective: Objective,
     *,
     total_steps: int,
+    items_per_step: int,
     frames_per_step: int,
-    loss_of_step: Callable[[int], torch.Tensor],
     sample: Callable[[int], None],
 ) -> None:
     """Train until `total_steps`, from wherever the run's checkpoints are.
 
     Args:
-        run: the folder for checkpoints and logs.
+        run: the folder for checkpoints and logs, and the ranks.
         stage: name of the stage in files and logs.
         state: what is trained.
+        objective: what it learns.
         total_steps: steps in all, those of earlier sittings included.
+        items_per_step: items of a step, all ranks together.
         frames_per_step: frames that one step looks at, for the rate that is shown.
-        loss_of_step: the loss of a step; a function of the step alone and of the weights.
         sample: draws samples of a step into the run's folder.
 
     Raises:
-        ValueError: the loss is not finite; the last checkpoint is intact.
+        ValueError: the loss is not finite; the last checkpoint is intact, and `failed_step.json` names the items.
         KeyboardInterrupt: Ctrl-C, after the step in progress and its checkpoint.
     """
-    from torch.utils.tensorboard import SummaryWriter
-
-    config = run.config
+    config, ranks = run.config, run.ranks
     # The config's rates, taken before a checkpoint brings those of an earlier sitting.
     rates = [group["lr"] for group in state.optimizer.param_groups]
     stored = run.load_checkpoint(stage)
@@ -246,46 +302,119 @@ def fit(
         return
     state.model.train()
     began = time.perf_counter() - state.seconds
-    bar = progress_bar(
-        f"{stage:<11}", total_steps * frames_per_step, unit="frames", completed=state.step * frames_per_step
-    )
-    with SummaryWriter(str(run.logs / stage), purge_step=state.step) as log, bar as advance, interrupts_held() as held:
-        while state.step < total_steps:
+    parts = ranks.share(items_per_step, config.accumulate)
+    with contextlib.ExitStack() as stack:
+        log = stack.enter_context(open_log(run, stage, state.step))
+        advance = stack.enter_context(_bar(run, stage, state.step, total_steps, frames_per_step))
+        held = stack.enter_context(interrupts_held())
+        for drawn, waited in stack.enter_context(drawn_ahead(objective, parts, range(state.step, total_steps))):
             factor = learning_rate_factor(state.step, total_steps, config)
             for group, rate in zip(state.optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
-            loss, norm = _update(state, stage, loss_of_step(state.step), config.gradient_clip)
-            advance(frames_per_step, note=f"step {state.step}/{total_steps} loss {loss:.4f}")
-            interrupted, finished = held(), state.step == total_steps
+            report = train_step(run, stage, state, objective, drawn, waited=waited, held=held)
+            advance(frames_per_step, note=f"step {state.step}/{total_steps} loss {report.loss:.4f}")
+            finished = state.step == total_steps
             if state.step % config.log_every == 0:
-                log.add_scalar(f"{stage}/loss", loss, state.step)
-                log.add_scalar(f"{stage}/gradient_norm", norm, state.step)
-                log.add_scalar(f"{stage}/learning_rate_factor", factor, state.step)
-                for name, scalar in state.metrics.items():
-                    log.add_scalar(f"{stage}/{name}", scalar, state.step)
-            if state.step % config.checkpoint_every == 0 or finished or interrupted:
+                figures = {
+                    "loss": report.loss,
+                    "gradient_norm": report.gradient_norm,
+                    "learning_rate_factor": factor,
+                    "waited_seconds": report.waited,
+                }
+                log(state.step, figures | {name: float(value) for name, value in state.metrics.items()})
+            if state.step % config.checkpoint_every == 0 or finished or report.interrupted:
                 state.seconds = time.perf_counter() - began
-                run.save_checkpoint(stage, state.state_dict())
-            if interrupted:
+                if ranks.is_first:
+                    run.save_checkpoint(stage, state.state_dict())
+            if report.interrupted:
                 raise KeyboardInterrupt
             if state.step % config.sample_every == 0 or finished:
-                sample(state.step)
+                if ranks.is_first:
+                    sample(state.step)
+                ranks.wait()
                 state.model.train()
 
 
-def _update(state: TrainState, stage: str, loss: torch.Tensor, gradient_clip: float) -> tuple[float, float]:
-    """One step of the optimizer; the loss and the gradient's norm."""
+@contextlib.contextmanager
+def drawn_ahead(objective: Objective, parts: list[range], steps: range) -> Iterator[Iterator[tuple[list[Any], float]]]:
+    """Draw each step's items on a thread while the step before trains.
+
+    Yields:
+        For each step, what was drawn for each part, and the seconds that were waited for it.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="loader")
+
+    def draw(step: int) -> list[Any]:
+        return [objective.draw(step, items) for items in parts]
+
+    def each() -> Iterator[tuple[list[Any], float]]:
+        coming = pool.submit(draw, steps.start)
+        for step in steps:
+            began = time.perf_counter()
+            drawn = coming.result()
+            waited = time.perf_counter() - began
+            if step + 1 < steps.stop:
+                coming = pool.submit(draw, step + 1)
+            yield drawn, waited
+
+    try:
+        yield each()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def train_step(
+    run: Run,
+    stage: str,
+    state: TrainState,
+    objective: Objective,
+    drawn: list[Any],
+    *,
+    waited: float = 0.0,
+    held: Callable[[], bool] = lambda: False,
+) -> StepReport:
+    """One step of the optimizer over some parts of a batch.
+
+    Args:
+        run: for the config, the ranks, and a note if the step fails.
+        stage: named in errors.
+        state: what is trained.
+        objective: the loss.
+        drawn: the parts of this rank.
+        waited: seconds for data, to be reported.
+        held: whether this rank was told to stop; if one was, all report it.
+
+    Raises:
+        ValueError: loss or gradient are not finite, on this rank or another; the weights are as before.
+    """
     state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), gradient_clip))
-    value = float(loss.detach())
-    if not (math.isfinite(value) and math.isfinite(norm)):
+    loss = 0.0
+    for index, part in enumerate(drawn):
+        with averaged_gradients(state.replica, last=index == len(drawn) - 1):
+            part_loss = objective.loss(part) / len(drawn)
+            part_loss.backward()
+        loss += float(part_loss.detach())
+    norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), run.config.gradient_clip))
+    total, stops = run.ranks.sum([loss, float(held())])
+    mean = total / run.ranks.count
+    if not (math.isfinite(mean) and math.isfinite(norm)):
+        items = [item for part in drawn for item in objective.describe(part)]
+        note = run.path / f"failed_step{'' if run.ranks.is_first else f'-rank-{run.ranks.rank}'}.json"
+        write_json(note, {"stage": stage, "step": state.step, "loss": str(loss), "items": items})
         raise ValueError(
-            f"the {stage} loss is {value} and its gradient's norm {norm} at step {state.step}; "
+            f"the {stage} loss is {mean} and its gradient's norm {norm} at step {state.step} ({note} has the items); "
             "lower the stage's learning rate with --set, and go on with --resume"
         )
     state.optimizer.step()
     if state.average:
         state.average.update_parameters(state.model)
     state.step += 1
-    return value, norm
+    return StepReport(mean, norm, waited, stops > 0)
+
+
+def _bar(
+    run: Run, stage: str, step: int, total_steps: int, frames_per_step: int
+) -> contextlib.AbstractContextManager[Callable[..., None]]:
+    if not run.ranks.is_first:
+        return contextlib.nullcontext(lambda *_, **__: None)
+    return progress_bar(f"{stage:<11}", total_steps * frames_per_step, unit="frames", completed=step * frames_per_step)

@@ -5,50 +5,82 @@ last frames is either a noised target or clean context, all earlier ones are cle
 of the training, while the learning rate falls, clips are long and some context frames are the model's own predictions.
 Video-DiT, the paper's baseline, has one timestep for all frames of a clip and no context.
 
-Paper: FAR, arXiv:2503.19325, Secs. 3.1 to 3.3.
+Options, off unless the config asks for them:
+- shortcut forcing: the model is told the size of the step, and in a share of the clips it learns to go in one step
+  where two half steps of its moving average lead, so that few steps a frame are enough;
+- noised context: context frames carry some noise, whose level the model is told, so that it does not trust every
+  detail of what it will have drawn itself.
+
+Papers: FAR, arXiv:2503.19325, Secs. 3.1 to 3.3; shortcut models, arXiv:2410.12557, Sec. 3; Dreamer 4,
+arXiv:2509.24527, Secs. 2 and 3.2.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from farworld.dataset import Dataset
 from farworld.models import flow
-from farworld.models.far import CLEAN_SHORT_TERM, FAR, TIMESTEP_SCALE
+from farworld.models.far import CLEAN_LONG_TERM, CLEAN_SHORT_TERM, FAR, TIMESTEP_SCALE, FARConfig, context_mark
 from farworld.train.config import TrainConfig
+from farworld.train.initial import initial_weights
 from farworld.train.latents import LatentDataset
-from farworld.train.run import Run, TrainState, autocast, fit, moving_average, step_generator
+from farworld.train.ranks import Ranks, to_device
+from farworld.train.run import Draws, Run, TrainState, autocast, fit, moving_average, step_generator
 
 STAGE = "world"
 STAGE_KEY = 2  # see step_generator
+
+
+@dataclass(frozen=True, slots=True)
+class ClipKind:
+    """What the clips of a step have in common."""
+
+    length: int  # frames
+    own_context_ratio: float  # see `flow_matching_loss`
+
+
+@dataclass(frozen=True, slots=True)
+class Clips:
+    """A batch of clips, or the part of it that one process trains on."""
+
+    latents: Tensor  # (B, T, C, H, W), float32, scaled
+    actions: Tensor  # (B, T), int64, the action that produced each frame
+    kind: ClipKind
+    places: list[tuple[int, int]]  # episode and first frame of each
+    draws: Draws  # of all that is random in the loss
+
+
+def clip_length(longest: int, config: TrainConfig, draw: float) -> int:
+    """The length of a batch's clips for a draw in [0, 1], log-uniform from fine_frames up to `longest`, in frames."""
+    shortest = min(config.fine_frames, longest)
+    if config.context_patch_size is None:  # every frame is fine, and trained on
+        longest = shortest
+    return round(math.exp(math.log(shortest) + draw * math.log(longest / shortest)))
 
 
 def random_clips(
     latents: LatentDataset,
     episodes: list[int],
     config: TrainConfig,
-    max_frames: int,
+    kind: ClipKind,
     noop: int | None,
-    generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """A batch of clips of one length, drawn log-uniformly up to max_frames or the longest episode.
-
-    Returns:
-        latents (B, T, C, H, W), float32, and the actions that produced the frames, (B, T), int64.
-    """
-    longest = min(max_frames, max(latents.num_frames(episode) for episode in episodes))
-    shortest = min(config.fine_frames, longest)
-    if config.context_patch_size is None:  # every frame is fine, and trained on
-        longest = shortest
-    draw = float(torch.rand(1, generator=generator))
-    length = round(math.exp(math.log(shortest) + draw * math.log(longest / shortest)))
+    generators: list[torch.Generator],
+) -> Clips:
+    """Clips of one kind, each drawn by its own generator from the episodes that are long enough."""
+    length = kind.length
     candidates = [episode for episode in episodes if latents.num_frames(episode) >= length]
-    clips, actions = [], []
-    for _ in range(config.world_batch_size):
+    clips, actions, places = [], [], []
+    for generator in generators:
         episode = candidates[int(torch.randint(len(candidates), (1,), generator=generator))]
         start = int(torch.randint(latents.num_frames(episode) - length + 1, (1,), generator=generator))
         clip, produced_by = latents.clip(episode, start, length)
@@ -56,100 +88,193 @@ def random_clips(
             clip, produced_by = clip[:1].expand_as(clip), torch.full_like(produced_by, noop)
         clips.append(clip)
         actions.append(produced_by)
-    return torch.stack(clips), torch.stack(actions)
+        places.append((episode, start))
+    return Clips(torch.stack(clips), torch.stack(actions), kind, places, Draws(generators))
+
+
+@dataclass(frozen=True, slots=True)
+class ClipInputs:
+    """What a model is given of a batch of clips; see `FAR.forward`."""
+
+    noisy: Tensor  # (B, F, C, H, W)
+    timestep: Tensor  # (B, F), flow time; of context frames not read
+    is_context: Tensor  # (B, F), bool
+    actions: Tensor  # (B, T), int64
+    context: Tensor | None  # (B, L, C, H, W), the clip's first frames
+    step_size: Tensor | None = None  # (B, F), flow time
+    noise_level: Tensor | None = None  # (B, L + F), flow time, of context frames; None: they are clean
+    before: Tensor | None = None  # (B, F, C, H, W), see `FAR.forward`; None where context is clean
+
+    def velocity(self, model: nn.Module) -> Tensor:
+        """What a model makes of it, (B, F, C, H, W), float32."""
+        num_fine = self.noisy.shape[1]
+        mark, context_timestep = torch.full_like(self.timestep, CLEAN_SHORT_TERM), None
+        if self.noise_level is not None:
+            mark = context_mark(CLEAN_SHORT_TERM, self.noise_level[:, -num_fine:])
+            context_timestep = context_mark(CLEAN_LONG_TERM, self.noise_level[:, :-num_fine])
+        return model(
+            self.noisy,
+            torch.where(self.is_context, mark, self.timestep * TIMESTEP_SCALE),
+            self.actions,
+            self.context,
+            step_size=self.step_size,
+            context_timestep=context_timestep,
+            before=self.before,
+        ).float()
+
+    def select(self, clips: Tensor) -> ClipInputs:
+        """Some clips of the batch, by their places in it."""
+        values: dict[str, Any] = {
+            field.name: None if getattr(self, field.name) is None else getattr(self, field.name)[clips]
+            for field in dataclasses.fields(self)
+        }
+        return ClipInputs(**values)
+
+    def moved(self, velocity: Tensor) -> ClipInputs:
+        """All frames that are no context one step of their size further."""
+        assert self.step_size is not None
+        step = self.step_size.masked_fill(self.is_context, 0.0)
+        noisy = self.noisy - step[..., None, None, None] * velocity
+        return dataclasses.replace(self, noisy=noisy, timestep=self.timestep - step)
 
 
 def flow_matching_loss(
-    model: FAR,
+    model: nn.Module,
+    far: FARConfig,
     clean: Tensor,
     actions: Tensor,
     config: TrainConfig,
-    generator: torch.Generator,
+    draws: Draws,
     *,
     own_context_ratio: float = 0.0,
+    teacher: nn.Module | None = None,
 ) -> Tensor:
     """Mean squared error of the velocity over the noised frames of a batch of clips.
 
     Args:
-        model: in training mode, under autocast if wanted.
+        model: a FAR in training mode, or what is called in its place; under autocast if wanted.
+        far: the FAR's sizes.
         clean: (B, T, C, H, W), scaled latents.
         actions: (B, T), int64, the action that produced each frame.
         config: ratios and timestep distribution.
-        generator: on the CPU; the source of all that is random here.
+        draws: of B items; the source of all that is random here.
         own_context_ratio: share of clips in which half of the context frames are the model's own predictions,
             so that it learns to go on from its own errors.
+        teacher: takes the half steps that a model with shortcut_steps learns from; None is the model itself.
 
     Returns:
         A scalar.
     """
     batch, length = actions.shape
     num_fine = min(config.fine_frames, length)
-    device, null = clean.device, model.config.null_action
-    dropped = torch.rand((batch, length), generator=generator) < config.action_dropout
+    device, null, finest = clean.device, far.null_action, far.shortcut_steps
+    dropped = draws.uniform(length) < config.action_dropout
     # The clip's first frame is the first of its stream: whatever produced it is not known.
     dropped[:, 0] = True
     actions = actions.masked_fill(dropped.to(device), null)
-    num_context = max(length - num_fine, length - model.config.window)
+    num_context = max(length - num_fine, length - far.window)
     context = clean[:, :num_context] if num_context > 0 else None
     truth = shown = clean[:, length - num_fine :]
-    if own_context_ratio and model.config.causal:
-        predicted = own_predictions(model, truth, actions, context, config, generator)
-        own = torch.rand(batch, generator=generator) < own_context_ratio
+    if own_context_ratio and far.causal:
+        predicted = own_predictions(model, truth, actions, context, config, draws)
+        own = draws.uniform() < own_context_ratio
         shown = torch.where(own.to(device)[:, None, None, None, None], predicted, truth)
 
-    noise = torch.randn(truth.shape, generator=generator).to(device)
-    timestep = flow.sample_timesteps(
-        (batch, num_fine),
-        generator,
+    noise = to_device(draws.normal(*truth.shape[1:]), device)
+    timestep = flow.timesteps_of_draws(
+        draws.normal(num_fine),
+        draws.uniform(num_fine),
         mean=config.timestep_mean,
         std=config.timestep_std,
         pure_noise_ratio=config.pure_noise_ratio,
     ).to(device)
-    is_clean = random_context(batch, num_fine, config, generator).to(device)
-    if not model.config.causal:
+    is_clean = random_context(num_fine, config, draws).to(device)
+    if not far.causal:
         timestep, is_clean = timestep[:, :1].expand_as(timestep), torch.zeros_like(is_clean)
+    step_size, bootstrapped = None, torch.zeros(0, dtype=torch.int64)
+    if finest is not None:
+        step_size = torch.full_like(timestep, 1 / finest)
+        sizes, times = flow.shortcuts_of_draws(draws.uniform(num_fine), draws.uniform(num_fine), finest)
+        bootstrapped = (draws.uniform() < config.bootstrap_ratio).nonzero()[:, 0]
+        chosen = bootstrapped.to(device)
+        step_size[chosen], timestep[chosen] = sizes[bootstrapped].to(device), times[bootstrapped].to(device)
     noisy = torch.where(is_clean[..., None, None, None], shown, flow.add_noise(truth, noise, timestep))
-    velocity = model(noisy, _mark(timestep, is_clean), actions, context).float()
-    return velocity_loss(velocity, truth, noise, is_clean)
+    inputs = ClipInputs(noisy, timestep, is_clean, actions, context, step_size)
+    if config.context_noise_max:
+        inputs = noise_context(inputs, config.context_noise_max, draws)
+    target = flow.velocity_target(truth, noise)
+    if len(bootstrapped):
+        target[chosen] = two_half_steps(teacher or model, inputs.select(chosen))
+    return velocity_loss(inputs.velocity(model), target, is_clean)
 
 
-def velocity_loss(velocity: Tensor, truth: Tensor, noise: Tensor, is_clean: Tensor) -> Tensor:
+def velocity_loss(velocity: Tensor, target: Tensor, is_clean: Tensor) -> Tensor:
     """Mean squared error over the noised frames of each clip, then over clips, as the official trainer has it.
 
     Args:
         velocity: (B, F, C, H, W), predicted.
-        truth: (B, F, C, H, W), scaled latents.
-        noise: (B, F, C, H, W).
+        target: (B, F, C, H, W), see `farworld.models.flow.velocity_target`.
         is_clean: (B, F), bool, context frames, which are not learnt.
 
     Returns:
         A scalar.
     """
-    error = (velocity - flow.velocity_target(truth, noise)).square().mean(dim=(2, 3, 4))
+    error = (velocity - target).square().mean(dim=(2, 3, 4))
     is_target = (~is_clean).float()
     return ((error * is_target).sum(dim=1) / is_target.sum(dim=1).clamp(min=1)).mean()
 
 
-def random_context(batch: int, num_fine: int, config: TrainConfig, generator: torch.Generator) -> Tensor:
+def random_context(num_fine: int, config: TrainConfig, draws: Draws) -> Tensor:
     """Which frames are clean context, (B, F), bool; at least one frame of a clip is left to learn."""
-    is_clean = torch.rand((batch, num_fine), generator=generator) < config.clean_context_ratio
+    is_clean = draws.uniform(num_fine) < config.clean_context_ratio
     is_clean[:, -1] &= ~is_clean.all(dim=1)
     return is_clean
 
 
-def _mark(timestep: Tensor, is_clean: Tensor) -> Tensor:
-    """Timesteps on the embedding's scale, clean frames by their mark."""
-    return torch.where(is_clean, CLEAN_SHORT_TERM, timestep * TIMESTEP_SCALE)
+def noise_context(inputs: ClipInputs, largest_level: float, draws: Draws) -> ClipInputs:
+    """Inputs whose context frames carry noise, each of a level of its own up to the largest, of which they tell.
+
+    The copy gate still takes over frames as they were: noise is not to be handed on from frame to frame.
+    """
+    context, noisy = inputs.context, inputs.noisy
+    num_fine, num_coarse = noisy.shape[1], 0 if context is None else context.shape[1]
+    level = largest_level * draws.uniform(num_coarse + num_fine)
+    fine_noise = to_device(draws.normal(*noisy.shape[1:]), noisy.device)
+    level = level.to(noisy.device)
+    shown = flow.add_noise(noisy, fine_noise, level[:, num_coarse:])
+    first = inputs.actions.shape[1] - num_fine  # of the clip's frames, to be shown by fine tokens
+    oldest = torch.zeros_like(noisy[:, :1]) if context is None or not first else context[:, first - 1 : first]
+    if context is not None:
+        coarse_noise = to_device(draws.normal(*context.shape[1:]), context.device)
+        context = flow.add_noise(context, coarse_noise, level[:, :num_coarse])
+    return dataclasses.replace(
+        inputs,
+        noisy=torch.where(inputs.is_context[..., None, None, None], shown, noisy),
+        context=context,
+        noise_level=level,
+        before=torch.cat([oldest, noisy[:, :-1]], dim=1),
+    )
+
+
+@torch.no_grad()
+def two_half_steps(teacher: nn.Module, inputs: ClipInputs) -> Tensor:
+    """The mean velocity of two steps of half the size that the inputs ask for, (B, F, C, H, W)."""
+    assert inputs.step_size is not None
+    inputs = dataclasses.replace(inputs, step_size=inputs.step_size / 2)
+    first = inputs.velocity(teacher)
+    second = inputs.moved(first).velocity(teacher)
+    torch.clear_autocast_cache()  # see own_predictions
+    return (first + second) / 2
 
 
 @torch.no_grad()
 def own_predictions(
-    model: FAR,
+    model: nn.Module,
     truth: Tensor,
     actions: Tensor,
     context: Tensor | None,
     config: TrainConfig,
-    generator: torch.Generator,
+    draws: Draws,
 ) -> Tensor:
     """Clips in which some frames are predicted in one step from the others, which stay as they are.
 
@@ -159,22 +284,18 @@ def own_predictions(
         actions: (B, T), int64; see `FAR.forward`, also for `context`.
         context: the clip's clean coarse frames.
         config: for the share of frames that stay.
-        generator: on the CPU.
+        draws: of B items.
 
     Returns:
         (B, F, C, H, W).
     """
-    is_clean = random_context(truth.shape[0], truth.shape[1], config, generator).to(truth.device)
-    noise = torch.randn(truth.shape, generator=generator).to(truth.device)
-    keep = is_clean[..., None, None, None]
-    velocity = model(
-        torch.where(keep, truth, noise),
-        _mark(torch.ones(is_clean.shape, device=truth.device), is_clean),
-        actions,
-        context,
-    )
+    is_clean = random_context(truth.shape[1], config, draws).to(truth.device)
+    noise = to_device(draws.normal(*truth.shape[1:]), truth.device)
+    keep, one = is_clean[..., None, None, None], torch.ones(is_clean.shape, device=truth.device)
+    inputs = ClipInputs(torch.where(keep, truth, noise), one, is_clean, actions, context, one)
+    velocity = inputs.velocity(model)
     torch.clear_autocast_cache()  # weights cast here know no gradient, and the pass that trains would take them over
-    return torch.where(keep, truth, flow.euler_step(noise, velocity.float(), 1.0, 0.0))
+    return torch.where(keep, truth, flow.euler_step(noise, velocity, 1.0, 0.0))
 
 
 def optimizer_of(model: FAR, config: TrainConfig) -> torch.optim.Optimizer:
@@ -185,54 +306,115 @@ def optimizer_of(model: FAR, config: TrainConfig) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
 
 
-def new_state(config: TrainConfig, num_actions: int, device: torch.device) -> TrainState:
-    """Untrained weights of the run's seed."""
+def new_state(
+    config: TrainConfig, num_actions: int, ranks: Ranks, given: dict[str, Tensor] | None = None
+) -> TrainState:
+    """Weights to begin with, the same on every rank: those that the run was given, or untrained ones of its seed.
+
+    Args:
+        config: of the run.
+        num_actions: of the vocabulary.
+        ranks: that train.
+        given: see `farworld.train.initial`.
+    """
     torch.manual_seed(config.seed + 1)
-    model = FAR(config.far(num_actions)).to(device)
-    return TrainState(model, optimizer_of(model, config), moving_average(model, config.ema_decay))
+    model = FAR(config.far(num_actions))
+    if given is not None:
+        model.load_state_dict(given)
+    model = model.to(ranks.device)
+    model.recompute = config.recompute
+    average = moving_average(model, config.ema_decay)
+    return TrainState(model, ranks.replicate(model), optimizer_of(model, config), average)
+
+
+class WorldObjective:
+    """Flow matching on random clips; see `farworld.train.run.Objective`."""
+
+    def __init__(
+        self,
+        state: TrainState,
+        config: TrainConfig,
+        latents: LatentDataset,
+        episodes: list[int],
+        noop: int | None,
+        kind_of_step: Callable[[int], ClipKind],
+    ) -> None:
+        """Learn from some episodes.
+
+        Args:
+            state: whose replica is called.
+            config: of the run.
+            latents: of all episodes.
+            episodes: those to draw from.
+            noop: the action that does nothing, if there is one, for clips that idle.
+            kind_of_step: what a step's clips are like; a function of the step alone.
+        """
+        assert isinstance(state.model, FAR)
+        self._state, self._far = state, state.model.config
+        self._config, self._latents, self._episodes, self._noop = config, latents, episodes, noop
+        self._kind_of_step = kind_of_step
+        self._device = next(state.model.parameters()).device
+
+    def draw(self, step: int, items: range) -> Clips:
+        """The clips of these items."""
+        generators = [step_generator(self._config, STAGE_KEY, step, item) for item in items]
+        kind = self._kind_of_step(step)
+        return random_clips(self._latents, self._episodes, self._config, kind, self._noop, generators)
+
+    def loss(self, drawn: Clips) -> Tensor:
+        """See `flow_matching_loss`."""
+        with autocast(self._config, self._device):
+            return flow_matching_loss(
+                self._state.replica,
+                self._far,
+                to_device(drawn.latents, self._device),
+                to_device(drawn.actions, self._device),
+                self._config,
+                drawn.draws,
+                own_context_ratio=drawn.kind.own_context_ratio,
+                teacher=self._state.average and self._state.average.module,
+            )
+
+    def describe(self, drawn: Clips) -> list[dict[str, int]]:
+        """Episode, first frame and number of frames of each clip."""
+        return [{"episode": episode, "start": start, "frames": drawn.kind.length} for episode, start in drawn.places]
+
+
+def kind_of_step(step: int, config: TrainConfig, longest_episode: int) -> ClipKind:
+    """Clips are short at first; in the decay of the learning rate they are long and see the model's own predictions."""
+    draw = float(torch.rand(1, generator=step_generator(config, STAGE_KEY, step)))
+    if step < config.decay_start(config.world_steps):
+        return ClipKind(clip_length(min(config.early_clip_frames, longest_episode), config, draw), 0.0)
+    longest = min(config.max_clip_frames, longest_episode)
+    return ClipKind(clip_length(longest, config, draw), config.own_context_ratio)
 
 
 def train_world(
-    run: Run, latents: LatentDataset, data: Dataset, episodes: list[int], device: torch.device, sample
+    run: Run, latents: LatentDataset, data: Dataset, episodes: list[int], sample: Callable[[nn.Module, int], None]
 ) -> TrainState:
     """Run the stage to its end.
 
     Args:
-        run: the run's folder and config.
+        run: the run's folder, config and ranks.
         latents: of all episodes of `data`.
         data: for its vocabulary.
         episodes: those to train on.
-        device: where to train.
         sample: called with (averaged model, step) at the config's cadence.
 
     Returns:
         The final state.
     """
-    config = run.config
-    state = new_state(config, len(data.spec.action_vocabulary), device)
-    model = state.model
-    assert isinstance(model, FAR) and state.average is not None
-
-    def loss_of_step(step: int) -> Tensor:
-        generator = step_generator(config, STAGE_KEY, step)
-        late = step >= config.decay_start(config.world_steps)
-        max_frames = config.max_clip_frames if late else config.early_clip_frames
-        noop = data.spec.action_vocabulary.noop
-        clips, actions = random_clips(latents, episodes, config, max_frames, noop, generator)
-        with autocast(config, device):
-            return flow_matching_loss(
-                model,
-                clips.to(device),
-                actions.to(device),
-                config,
-                generator,
-                own_context_ratio=config.own_context_ratio if late else 0.0,
-            )
-
+    config, vocabulary = run.config, data.spec.action_vocabulary
+    state = new_state(config, len(vocabulary), run.ranks, initial_weights(run))
+    average = state.average
+    assert average is not None
+    longest = max(latents.num_frames(episode) for episode in episodes)
+    kinds = partial(kind_of_step, config=config, longest_episode=longest)
     fit(
-        run, STAGE, state, total_steps=config.world_steps,
-        frames_per_step=config.world_batch_size * config.fine_frames, loss_of_step=loss_of_step,
-        sample=lambda step: sample(state.average.module, step),
+        run, STAGE, state, WorldObjective(state, config, latents, episodes, vocabulary.noop, kinds),
+        total_steps=config.world_steps, items_per_step=config.world_batch_size,
+        frames_per_step=config.world_batch_size * config.fine_frames,
+        sample=lambda step: sample(average.module, step),
     )  # fmt: skip
     return state
 

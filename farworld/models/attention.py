@@ -9,6 +9,7 @@ Shape letters: B batch, F frames, N tokens, Q queries, S keys, A attention heads
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -136,38 +137,54 @@ class ClipAttention:
         self,
         *,
         window: int,
-        fine_frame: Tensor,
-        coarse_frame: Tensor,
+        fine_frames: range,
+        coarse_frames: range,
+        fine_tokens: int,
+        coarse_tokens: int,
         positions: Positions,
         num_heads: int,
         dtype: torch.dtype,
+        device: torch.device | str = "cpu",
     ) -> None:
         """Prepare masks.
 
         Args:
             window: see `visible`.
-            fine_frame: (N,), the ascending frames of the fine tokens.
-            coarse_frame: (M,), the ascending frames of the coarse tokens.
+            fine_frames: the frames that have fine tokens, in order.
+            coarse_frames: those that have coarse tokens, from 0 on.
+            fine_tokens: of a frame.
+            coarse_tokens: of a frame.
             positions: see `attention_mask`, also for `num_heads` and `dtype`.
             num_heads: A.
             dtype: of the queries.
+            device: of the queries.
         """
-        first_fine = int(fine_frame[0])
+        first_fine = fine_frames.start
         group_frames = max(1, window // 2)  # larger groups waste work on masked pairs, smaller ones on calls
 
-        def mask_of(seen: Tensor, query_frame: Tensor, key_frame: Tensor) -> Tensor:
-            return attention_mask(seen, query_frame, key_frame, positions, num_heads, dtype)
+        def frames_of(frames: range, tokens: int) -> Tensor:
+            return torch.arange(frames.start, frames.stop).repeat_interleave(tokens)
 
+        def mask_of(seen: Tensor, query_frame: Tensor, key_frame: Tensor) -> Tensor:
+            return attention_mask(seen, query_frame, key_frame, positions, num_heads, dtype).to(device)
+
+        coarse_frame = frames_of(coarse_frames, coarse_tokens)
         self.coarse_mask = mask_of(visible_coarse(coarse_frame, coarse_frame), coarse_frame, coarse_frame)
         self.groups: list[tuple[slice, slice, slice, Tensor]] = []
-        for low in range(first_fine, int(fine_frame[-1]) + 1, group_frames):
-            queries = _span(fine_frame, low, low + group_frames)
-            fine_keys = _span(fine_frame, max(first_fine, low - window + 1), low + group_frames)
-            coarse_keys = _span(coarse_frame, 0, max(first_fine, low + group_frames - window))
-            key_frame = torch.cat([coarse_frame[coarse_keys], fine_frame[fine_keys]])
-            is_fine = torch.arange(len(key_frame), device=key_frame.device) >= coarse_keys.stop
-            seen = visible(fine_frame[queries], key_frame, is_fine, window=window, first_fine=first_fine)
-            self.groups.append((queries, fine_keys, coarse_keys, mask_of(seen, fine_frame[queries], key_frame)))
+        for low in range(first_fine, fine_frames.stop, group_frames):
+            queries = range(low, min(low + group_frames, fine_frames.stop))
+            fine = range(max(first_fine, low - window + 1), queries.stop)
+            coarse = range(min(max(first_fine, low + group_frames - window), coarse_frames.stop))
+            query_frame = frames_of(queries, fine_tokens)
+            key_frame = torch.cat([frames_of(coarse, coarse_tokens), frames_of(fine, fine_tokens)])
+            is_fine = torch.arange(len(key_frame)) >= len(coarse) * coarse_tokens
+            seen = visible(query_frame, key_frame, is_fine, window=window, first_fine=first_fine)
+            spans = (
+                _span(queries, first_fine, fine_tokens),
+                _span(fine, first_fine, fine_tokens),
+                _span(coarse, 0, coarse_tokens),
+            )
+            self.groups.append((*spans, mask_of(seen, query_frame, key_frame)))
 
     def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
         """Attention of both streams; see `Attend`."""
@@ -189,20 +206,20 @@ def full_attention(layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, T
     return F.scaled_dot_product_attention(fine.q, fine.k, fine.v), None
 
 
-def _span(frames: Tensor, low: int, high: int) -> slice:
-    """The slice of an ascending frame tensor with low ≤ frame < high."""
-    return slice(int((frames < low).sum()), int((frames < high).sum()))
+def _span(frames: range, first: int, tokens: int) -> slice:
+    """The tokens of some frames on an axis that begins with frame `first`."""
+    return slice((frames.start - first) * tokens, (frames.stop - first) * tokens)
 
 
 def rope_table(
-    frame: Tensor,
+    frames: Sequence[int],
     rows: int,
     columns: int,
     stride: int,
     head_size: int,
     *,
     frame_scale: float = 1.0,
-    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines of 3-D rotary positions.
 
@@ -210,20 +227,20 @@ def rope_table(
     Angles are computed in float64, so that a stream may run for millions of frames.
 
     Args:
-        frame: (F,), absolute frame index.
+        frames: F absolute frame indices.
         rows: tokens of a frame from top to bottom.
         columns: tokens of a frame from left to right.
         stride: distance of neighbouring tokens in fine tokens.
         head_size: K.
         frame_scale: see `Positions`.
-        dtype: of the result.
+        device: of the result.
 
     Returns:
-        Two tensors (F · rows · columns, K / 2).
+        Two tensors (F · rows · columns, K / 2), float32.
     """
     # On the CPU: not every accelerator knows float64.
     axes = (
-        (frame.cpu().double() * frame_scale, head_size // 4),
+        (torch.tensor(list(frames), dtype=torch.float64) * frame_scale, head_size // 4),
         (torch.arange(rows).double() * stride, head_size * 3 // 8),
         (torch.arange(columns).double() * stride, head_size * 3 // 8),
     )
@@ -232,7 +249,7 @@ def rope_table(
         for position, size in axes
     ]
     cos, sin = (
-        _over_grid(*(turned(angle).to(dtype) for angle in angles)).to(frame.device) for turned in (torch.cos, torch.sin)
+        _over_grid(*(turned(angle).float() for angle in angles)).to(device) for turned in (torch.cos, torch.sin)
     )
     return cos, sin
 

@@ -8,9 +8,11 @@
 - conditioned on the action that *produced* each frame, with a null action for the first frame and for guidance;
   a class label is an action that stays the same, and without either the model is unconditional;
 - adaLN modulation computed once per frame, 3-D rotary positions absolute in the stream;
-- optionally a copy gate (ours): what does not move is taken over from the frame before, so that it never melts.
+- optionally a copy gate (ours): what does not move is taken over from the frame before, so that it never melts;
+- optionally told the size of the denoising step (shortcut models), for few steps a frame;
+- context frames may be noised, at a level that the model is told.
 
-Paper: FAR, arXiv:2503.19325, Sec. 3.
+Papers: FAR, arXiv:2503.19325, Sec. 3; shortcut forcing, Dreamer 4, arXiv:2509.24527, Sec. 3.2.
 
 Shape letters: B batch, F frames, C latent channels, H W latent height and width, P tokens of one frame,
 N tokens, D model width, A attention heads, K width of one head.
@@ -18,18 +20,21 @@ N tokens, D model width, A attention heads, K width of one head.
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from farworld.models.attention import QKV, Attend, ClipAttention, Positions, full_attention, rope_table, rotate
 
-# Marks of clean frames, on the timestep embedding's 0–1000 scale (flow time is 0–1).
+# Marks of clean frames, on the timestep embedding's 0–1000 scale (flow time is 0–1); see `context_mark`.
 CLEAN_SHORT_TERM = -1.0
 CLEAN_LONG_TERM = -2.0
 TIMESTEP_SCALE = 1000.0
@@ -60,6 +65,7 @@ class FARConfig:
     coarse_output: bool = False  # coarse tokens have an output as well, as in the official weights; nothing needs it
     positions: Positions = field(default_factory=Positions)
     causal: bool = True  # False: every frame sees every other, as in Video-DiT
+    shortcut_steps: int | None = None  # steps of the finest step size that the model is told; None: it is told none
 
     def __post_init__(self) -> None:
         for name in ("latent_channels", "latent_height", "latent_width", "num_layers", "num_heads", "mlp_ratio",
@@ -80,6 +86,10 @@ class FARConfig:
             )
         if not self.causal and (self.context_patch_size or self.copy_gate):
             raise ValueError("causal=False (Video-DiT) needs context_patch_size=None and copy_gate=False")
+        if self.shortcut_steps is not None and (self.shortcut_steps < 2 or self.shortcut_steps.bit_count() != 1):
+            raise ValueError(f"shortcut_steps must be a power of two from 2 up, or None, got {self.shortcut_steps}")
+        if self.shortcut_steps and not self.causal:
+            raise ValueError("shortcut_steps needs causal=True: Video-DiT is a baseline, in many steps")
         if self.head_size % 16:
             raise ValueError(f"head_size must be a multiple of 16 for 3-D RoPE, got {self.head_size}")
 
@@ -109,11 +119,12 @@ class FARConfig:
         return self.latent_height * self.latent_width // self.context_patch_size**2 if self.context_patch_size else 0
 
 
-# What timestep and action of some frames make of them: for each block its two shifts, scales and gates, (B, F, 6 D),
-# then scale and shift before the heads, (B, F, 2 D).
+Level = TypeVar("Level", float, Tensor)
+# What timestep, action and step size of some frames make of them: for each block its two shifts, scales and gates,
+# (B, F, 6 D), then scale and shift before the heads, (B, F, 2 D).
 Modulations = tuple[Tensor, ...]
-# Their source, from timestep, (B, F) or broadcast to it, and action, (B, F): `FAR.modulations`, or a table of them.
-Modulate = Callable[[Tensor, Tensor], Modulations]
+# Their source, from timestep, (B, F) or broadcast to it, action, (B, F), and step size: `FAR.modulations`, or a table.
+Modulate = Callable[[Tensor, Tensor, Tensor | None], Modulations]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +132,10 @@ class Frames:
     """Some frames of a stream, as they enter the transformer."""
 
     latents: Tensor  # (B, F, C, H, W), scaled
-    timestep: Tensor  # (B, F), or broadcast to it, on the embedding's scale or a clean mark
+    timestep: Tensor  # (B, F), or broadcast to it, on the embedding's scale, or the mark of a context frame
     action: Tensor  # (B, F), int64
-    index: Tensor  # (F,), int64, absolute in the stream
+    index: Sequence[int]  # of each, absolute in the stream; in a clip a range
+    step_size: Tensor | None = None  # as timestep, flow time, see `FAR.forward`; context frames have none
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,29 +285,31 @@ def _stretched(gate: Tensor) -> Tensor:
     return (gate * (1 + 2 * COPY_STRETCH) - COPY_STRETCH).clamp(0.0, 1.0)
 
 
-def _mix_in_copy(velocity: Tensor, gate: Tensor, frames: Frames, before: Tensor | None) -> Tensor:
-    """Mix the velocity of each frame with the one that leads to the clean frame before it.
+def _mix_in_copy(
+    velocity: Tensor, gate: Tensor, frames: Frames, before: Tensor, shortest_time: float = COPY_TIMESTEP_MIN
+) -> Tensor:
+    """Mix the velocity of each frame with the one that leads to the context frame before it.
 
     A network that must redraw all that stands still repeats its small errors frame after frame, until the picture
-    melts. At gate 1 the frame before is reached exactly, from any number of steps.
+    melts. At gate 1 the frame before is reached exactly, from any number of steps down to `shortest_time`.
 
     Args:
         velocity: (B, N, C, H, W), of the network, for the last N of the frames.
         gate: (B, N, 1, H, W), in [0, 1].
-        frames: the network's input; only frames that are marked clean can be copied.
-        before: (B, C, H, W), the clean frame before the first, or None.
+        frames: the network's input; only frames that are marked as context can be copied.
+        before: (B, N, C, H, W), the frame before each of the last N, without noise.
+        shortest_time: flow time; from below it the frame before is approached no faster.
 
     Returns:
         (B, N, C, H, W).
     """
-    noisy, timestep = frames.latents, frames.timestep.expand(frames.latents.shape[:2])
-    first = torch.zeros_like(noisy[:, :1]) if before is None else before[:, None]
-    previous = torch.cat([first, noisy[:, :-1]], dim=1)
-    previous_is_clean = torch.cat([torch.full_like(timestep[:, :1], before is not None), timestep[:, :-1] < 0], dim=1)
-    outputs = slice(noisy.shape[1] - velocity.shape[1], None)
-    gate = gate * previous_is_clean[:, outputs, None, None, None]
-    t = (timestep[:, outputs] / TIMESTEP_SCALE).clamp(min=COPY_TIMESTEP_MIN)[..., None, None, None]
-    return torch.lerp(velocity, (noisy[:, outputs] - previous[:, outputs]) / t, gate.expand_as(velocity))
+    outputs = slice(frames.latents.shape[1] - velocity.shape[1], None)
+    timestep = frames.timestep.expand(frames.latents.shape[:2])
+    is_first = torch.full_like(timestep[:, :1], frames.index[0] == 0, dtype=torch.bool)
+    has_source = torch.cat([~is_first, timestep[:, :-1] < 0], dim=1)
+    gate = gate * has_source[:, outputs, None, None, None]
+    t = (timestep[:, outputs] / TIMESTEP_SCALE).clamp(min=shortest_time)[..., None, None, None]
+    return torch.lerp(velocity, (frames.latents[:, outputs] - before) / t, gate.expand_as(velocity))
 
 
 class FAR(nn.Module):
@@ -304,16 +318,20 @@ class FAR(nn.Module):
     def __init__(self, config: FARConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute = False  # trade time for memory: blocks run again in the backward pass; set by who trains
         width, channels = config.width, config.latent_channels
         self.fine_embedding = nn.Linear(channels * config.patch_size**2, width)
         if config.context_patch_size:
             self.coarse_embedding = nn.Linear(channels * config.context_patch_size**2, width)
         self.timestep_embedding = TimestepEmbedding(width)
         self.action_embedding = nn.Embedding(config.num_actions + 1, width) if config.num_actions else None
+        # One row for each power of two of steps: 1, 2, … shortcut_steps.
+        self.step_embedding = nn.Embedding(config.shortcut_steps.bit_length(), width) if config.shortcut_steps else None
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.final_modulation = nn.Linear(width, 2 * width)
         self.velocity_head = nn.Linear(width, channels * config.patch_size**2)
         self.copy_head = nn.Linear(width, config.patch_size**2) if config.copy_gate else None
+        self.coarse_head: nn.Linear | None = None
         if config.coarse_output and config.context_patch_size:
             self.coarse_head = nn.Linear(width, channels * config.context_patch_size**2)
         self._initialise()
@@ -327,6 +345,8 @@ class FAR(nn.Module):
         # A quiet start hides the action behind the timestep: with 0.02 small models take many times longer to heed it.
         if self.action_embedding is not None:
             nn.init.normal_(self.action_embedding.weight, std=0.5)
+        if self.step_embedding is not None:  # a trained model goes on as it was before it was told
+            nn.init.zeros_(self.step_embedding.weight)
         nn.init.normal_(self.timestep_embedding.linear_1.weight, std=0.02)
         nn.init.normal_(self.timestep_embedding.linear_2.weight, std=0.02)
         for name, parameter in self.named_parameters():
@@ -335,16 +355,33 @@ class FAR(nn.Module):
         if self.copy_head is not None:
             nn.init.constant_(self.copy_head.bias, COPY_BIAS)
 
-    def forward(self, noisy: Tensor, timestep: Tensor, action: Tensor | None, context: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        noisy: Tensor,
+        timestep: Tensor,
+        action: Tensor | None,
+        context: Tensor | None,
+        *,
+        step_size: Tensor | None = None,
+        context_timestep: Tensor | None = None,
+        before: Tensor | None = None,
+    ) -> Tensor:
         """Velocities of the last F frames of a clip of T frames.
 
         Args:
             noisy: (B, F, C, H, W), scaled latents of the clip's last F frames, noised to `timestep`.
-            timestep: (B, F), flow time in [0, 1] times 1000, or CLEAN_SHORT_TERM for a clean frame.
+            timestep: (B, F), flow time in [0, 1] times 1000, or the mark of a context frame: CLEAN_SHORT_TERM for a
+                clean one, see `context_mark`.
             action: (B, T), int64, the action that produced each frame of the clip; null_action if none. An
                 unconditional model does not read it: None is a clip of F + L frames.
             context: (B, L, C, H, W), clean scaled latents of the clip's first L frames, seen by their coarse
                 tokens; L must be at least T − F and T − short_term_frames. None if L is 0.
+            step_size: (B, F), flow time, a power of two from 1 / shortcut_steps to 1: the mean velocity over a step
+                of this size is wanted. Only read by models with shortcut_steps, for frames that are no context; None
+                is the finest.
+            context_timestep: (B, L), marks of `context`; None is CLEAN_LONG_TERM.
+            before: (B, F, C, H, W), the frame before each of the last F, without noise, for the copy gate; None takes
+                them from `noisy` and `context`, which is right if context is clean.
 
         Returns:
             (B, F, C, H, W), noise − data; with `coarse_output` (B, L + F, C, H, W), the coarse frames first.
@@ -365,22 +402,32 @@ class FAR(nn.Module):
                 f"a clip of {num_frames} frames with {num_fine} fine ones needs between 1 and {num_frames} fine "
                 f"frames and at least {max(needed, 0)} context frames, got {num_coarse}"
             )
-        frames = torch.arange(num_frames, device=noisy.device)
-        fine = Frames(noisy, timestep, action[:, num_frames - num_fine :], frames[num_frames - num_fine :])
-        coarse = None if context is None else clean_coarse(context, action[:, :num_coarse], frames[:num_coarse])
-        attend = self._clip_attention(fine, frames[:num_coarse]) if config.causal else full_attention
-        before = None if context is None or num_fine == num_frames else context[:, num_frames - num_fine - 1]
+        first = num_frames - num_fine
+        fine = Frames(noisy, timestep, action[:, first:], range(first, num_frames), step_size)
+        coarse = None
+        if context is not None:
+            coarse = context_frames(context, action[:, :num_coarse], range(num_coarse), context_timestep)
+        attend = full_attention
+        if config.causal:
+            attend = self._clip_attention(noisy, range(first, num_frames), range(num_coarse))
+        if before is None:
+            oldest = torch.zeros_like(noisy[:, :1]) if context is None or not first else context[:, first - 1 : first]
+            before = torch.cat([oldest, noisy[:, :-1]], dim=1)
         return self.run(fine, coarse, attend, before=before)
 
-    def _clip_attention(self, fine: Frames, coarse_frame: Tensor) -> ClipAttention:
-        config, device = self.config, fine.latents.device.type
+    def _clip_attention(self, latents: Tensor, fine: range, coarse: range) -> ClipAttention:
+        config, device = self.config, latents.device
+        is_mixed = torch.is_autocast_enabled(device.type)
         return ClipAttention(
             window=config.window,
-            fine_frame=fine.index.repeat_interleave(config.fine_tokens),
-            coarse_frame=coarse_frame.repeat_interleave(config.coarse_tokens),
+            fine_frames=fine,
+            coarse_frames=coarse,
+            fine_tokens=config.fine_tokens,
+            coarse_tokens=config.coarse_tokens,
             positions=config.positions,
             num_heads=config.num_heads,
-            dtype=torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else fine.latents.dtype,
+            dtype=torch.get_autocast_dtype(device.type) if is_mixed else latents.dtype,
+            device=device,
         )
 
     def run(
@@ -397,10 +444,10 @@ class FAR(nn.Module):
 
         Args:
             fine: frames that get fine tokens.
-            coarse: clean frames that get coarse tokens, see `clean_coarse`.
+            coarse: frames that get coarse tokens, see `context_frames`.
             attend: see `Attend`.
-            before: (B, C, H, W), the clean frame before the first fine one; None if there is none, or if that
-                frame's velocity is not needed. Only the copy gate reads it.
+            before: (B, N, C, H, W), the frame before each frame that has a velocity, without noise, whatever stands
+                in for a stream's first one. Only the copy gate reads it; None keeps the gate shut.
             num_outputs: how many of the last fine frames have a velocity; None is all of them.
             modulate: where modulations come from; None computes them.
 
@@ -412,26 +459,41 @@ class FAR(nn.Module):
         coarse_stream = None
         if coarse is not None and config.context_patch_size:
             coarse_stream = self._stream(coarse, self.coarse_embedding, config.context_patch_size, modulate)
-        for block in self.blocks[:-1]:
-            fine_stream, coarse_stream = block(fine_stream, coarse_stream, attend)
-        fine_stream, coarse_stream = self.blocks[-1](fine_stream, coarse_stream, attend, num_outputs)
+        for block in self.blocks:
+            outputs = num_outputs if block is self.blocks[-1] else None
+            run_block: Callable = block
+            if self.recompute and torch.is_grad_enabled():
+                run_block = functools.partial(checkpoint, block, use_reentrant=False)
+            fine_stream, coarse_stream = run_block(fine_stream, coarse_stream, attend, outputs)
         tokens = self._final(fine_stream)
         velocity = _unpatchify(self.velocity_head(tokens), config, config.patch_size)
-        if self.copy_head is not None:
+        if self.copy_head is not None and before is not None:
             gate = _stretched(_unpatchify(self.copy_head(tokens), config, config.patch_size).float().sigmoid())
-            velocity = _mix_in_copy(velocity.float(), gate, fine, before)
-        if coarse_stream is not None and config.coarse_output and config.context_patch_size:
+            shortest = min(COPY_TIMESTEP_MIN, 1 / (config.shortcut_steps or 1))
+            velocity = _mix_in_copy(velocity.float(), gate, fine, before, shortest)
+        if coarse_stream is not None and self.coarse_head is not None and config.context_patch_size:
             coarse_velocity = self.coarse_head(self._final(coarse_stream))
             velocity = torch.cat([_unpatchify(coarse_velocity, config, config.context_patch_size), velocity], dim=1)
         return velocity
 
-    def modulations(self, timestep: Tensor, action: Tensor) -> Modulations:
-        """See `Modulations`; timestep (B, F) or broadcast to it, action (B, F)."""
+    def modulations(self, timestep: Tensor, action: Tensor, step_size: Tensor | None = None) -> Modulations:
+        """See `Modulations`; timestep and step_size (B, F) or broadcast to it, action (B, F)."""
         condition = self.timestep_embedding(timestep)
+        if self.step_embedding is not None:
+            condition = condition + self._step_condition(self.step_embedding.weight, timestep, step_size)
         if self.action_embedding is not None:
             condition = condition + self.action_embedding(action)
         condition = F.silu(condition)
-        return *(block.modulation(condition) for block in self.blocks), self.final_modulation(condition)
+        blocks = cast(Iterable[Block], self.blocks)
+        return *(block.modulation(condition) for block in blocks), self.final_modulation(condition)
+
+    @staticmethod
+    def _step_condition(rows: Tensor, timestep: Tensor, step_size: Tensor | None) -> Tensor:
+        """The row of each frame's step size, (B, F, D); context frames take no step and get zeros."""
+        if step_size is None:
+            step_size = torch.full_like(timestep, 0.5 ** (len(rows) - 1))
+        level = (-torch.log2(step_size)).round().long()
+        return F.embedding(level, rows) * (timestep >= 0)[..., None]
 
     def _final(self, stream: Stream) -> Tensor:
         """The stream's tokens, normed and modulated for the heads."""
@@ -441,17 +503,31 @@ class FAR(nn.Module):
     def _stream(self, frames: Frames, embedding: nn.Module, patch: int, modulate: Modulate) -> Stream:
         config = self.config
         rows, columns = config.latent_height // patch, config.latent_width // patch
-        stride, frame_scale = patch // config.patch_size, config.positions.frame_scale
-        return Stream(
-            embedding(patchify(frames.latents, patch)),
-            modulate(frames.timestep, frames.action),
-            rope_table(frames.index, rows, columns, stride, config.head_size, frame_scale=frame_scale),
-        )
+        rope = rope_table(
+            frames.index, rows, columns, patch // config.patch_size, config.head_size,
+            frame_scale=config.positions.frame_scale, device=frames.latents.device,
+        )  # fmt: skip
+        modulations = modulate(frames.timestep, frames.action, frames.step_size)
+        return Stream(embedding(patchify(frames.latents, patch)), modulations, rope)
 
 
-def clean_coarse(latents: Tensor, action: Tensor, index: Tensor) -> Frames:
-    """Frames of the long-term stream, which are always clean; see `Frames`."""
-    return Frames(latents, torch.full((1, 1), CLEAN_LONG_TERM, device=latents.device), action, index)
+def context_mark(mark: float, noise_level: Level) -> Level:
+    """What a context frame has in place of a timestep: a clean frame's mark, lowered by its noise.
+
+    Below zero like the marks, so that a slightly noised context frame is not taken for one that is to be denoised.
+
+    Args:
+        mark: CLEAN_SHORT_TERM or CLEAN_LONG_TERM.
+        noise_level: flow time, 0 is clean.
+    """
+    return mark - noise_level * TIMESTEP_SCALE
+
+
+def context_frames(latents: Tensor, action: Tensor, index: Sequence[int], timestep: Tensor | None = None) -> Frames:
+    """Frames of the long-term stream, which are always context; see `Frames`. Without marks they are clean."""
+    if timestep is None:
+        timestep = torch.full((1, 1), CLEAN_LONG_TERM, device=latents.device)
+    return Frames(latents, timestep, action, index)
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:

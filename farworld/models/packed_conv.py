@@ -155,12 +155,8 @@ def _pack(module: nn.Module, prefix: str, sizes: Sizes) -> None:
                 conv2 = PackedConv(child.conv2, two, norm=child.norm)
                 setattr(module, name, PackedResBlock(child, conv1, conv2))
             else:  # an encoder's, with SiLU
-                convs = {
-                    "conv1": PackedConv(child.conv1, one, activation="swish"),
-                    "conv2": PackedConv(child.conv2, two),
-                }
-                for conv_name, conv in convs.items():
-                    setattr(child, conv_name, conv)
+                setattr(child, "conv1", PackedConv(child.conv1, one, activation="swish"))  # noqa: B010
+                setattr(child, "conv2", PackedConv(child.conv2, two))  # noqa: B010
                 child.activation = nn.Identity()
         else:
             _pack(child, f"{path}.", sizes)

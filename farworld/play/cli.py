@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from farworld.console import print_json, stdout_to_stderr
+from farworld.env_options import EnvOptions
 
 if TYPE_CHECKING:
     from farworld.play.player import Player
@@ -35,7 +36,7 @@ SCRIPT_HELP = (
 
 RECORD_HELP = (
     "With --env: add every episode that you play to this dataset, as `farworld record` does; one that is there is "
-    "extended. An episode ends with its environment, with R or Tab, and when you quit."
+    "extended. An episode ends with its environment, with R or Tab, and when you quit; Backspace discards it."
 )
 FRAME_SIZE_HELP = "With --env: frame height and width, a multiple of 16; without it the environment's own, or 64."
 START_HELP = (
@@ -48,7 +49,7 @@ def play(
     *,
     ckpt: Annotated[str | None, Parameter(help=f"A learned world: {CKPT_HELP}")] = None,
     env: Annotated[
-        str | None, Parameter(help="A real environment instead: maze, voxel, or any discrete Gymnasium id.")
+        str | None, Parameter(help="A real environment instead: maze, voxel, or any that `farworld record` takes.")
     ] = None,
     record: Annotated[Path | None, Parameter(help=RECORD_HELP)] = None,
     frame_size: Annotated[int | None, Parameter(help=FRAME_SIZE_HELP)] = None,
@@ -69,6 +70,7 @@ def play(
         int | None, Parameter(help="Frames to play when headless; the script's length without it.")
     ] = None,
     save: Annotated[Path | None, Parameter(help="Write what is shown to an .mp4.")] = None,
+    options: EnvOptions | None = None,
     json: Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout at the end.")] = False,
 ) -> None:
     """Play a learned world, or with --env a real environment, in a window or headless.
@@ -77,6 +79,7 @@ def play(
     Tab takes the next start, H hides the bar, Esc or Q quits; a key that the world itself uses belongs to the world.
     """
     prepare_environment()
+    options = options or EnvOptions()
     _check_choice(
         ckpt,
         env,
@@ -86,8 +89,8 @@ def play(
             "--guidance": guidance,
             "--layout": layout,
             "--device": None if device == "auto" else device,
-        },  # fmt: skip
-        of_env={"--record": record, "--frame-size": frame_size},
+        },
+        of_env={"--record": record, "--frame-size": frame_size, **dict.fromkeys(options.given, True)},
     )
     _check(headless=headless, script=script, frames=frames, save=save, size=size, frames_per_second=frames_per_second)
     with stdout_to_stderr() if json else contextlib.nullcontext():
@@ -108,7 +111,9 @@ def play(
             from farworld.envs.player import open_env_player
 
             assert env is not None  # one of the two is given
-            player = open_env_player(env, seed=seed, start=start, size=frame_size, record_to=record)
+            player = open_env_player(
+                env, seed=seed, start=start, record_to=record, size=frame_size, **options.settings()
+            )
         with player:
             began = time.perf_counter()
             if headless:

@@ -103,6 +103,10 @@ class Player(ABC):
         """Begin at the next start."""
         self._begin(self._choose_next_start())
 
+    def discard(self) -> bool:
+        """Forget what is being recorded and start again; False where nothing is recorded."""
+        return False
+
     def _begin(self, news: str) -> None:
         self.frame = self._first_frame()
         self.action: int | None = None

@@ -114,11 +114,14 @@ class Window:
             ".": self._single_step,
             "r": self._reset,
             "tab": self._next_start,
+            "backspace": self._discard,
             "h": self._toggle_hud,
             "f1": self._toggle_help,
             "escape": self._quit,
             "q": self._quit,
         }
+        if not self.player.recorded:
+            del commands["backspace"]
         return {key: command for key, command in commands.items() if key not in self.player.keys.known}
 
     def run(self) -> None:
@@ -212,6 +215,7 @@ class Window:
             self._single_step: "one step (paused)",
             self._reset: "start again",
             self._next_start: "next start",
+            self._discard: "discard the take",
             self._toggle_hud: "hide the bar",
             self._toggle_help: "this page",
             self._quit: "quit",
@@ -275,6 +279,11 @@ class Window:
         self.player.next_start()
         self._shown.clear()
         self._say(self.player.news)
+
+    def _discard(self) -> None:
+        if self.player.discard():
+            self._shown.clear()
+            self._say(self.player.news)
 
     def _toggle_hud(self) -> None:
         self.show_hud = not self.show_hud

@@ -1,0 +1,474 @@
+"""What chooses the actions in the voxel world while data are recorded."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numba import njit
+
+from farworld.envs.voxel_blocks import AIR, FIRST_PLANT, LEAF_KINDS, TRUNK_KINDS, WATER
+
+if TYPE_CHECKING:
+    from farworld.envs.voxel import VoxelEnv
+
+POLICIES = ("explore", "tour", "revisit")
+ARRIVED = 2.5  # blocks from a target at which it counts as reached
+FAR = 1 << 30  # steps to a target that cannot be walked to
+_BARRIERS = np.array(TRUNK_KINDS)
+_SOFT = np.array((AIR, *LEAF_KINDS))
+
+# The collection of the TECO data: forward with this probability, each choice held, and a turn after a long walk.
+TECO_FORWARD = 0.9
+TECO_HOLD = 5  # steps
+TECO_LONGEST_WALK = 50  # steps
+
+
+def make_policy(name: str, env: VoxelEnv, rng: np.random.Generator) -> Callable[[], int]:
+    """The policy of this name for an environment that has been reset; ValueError without one."""
+    if name not in POLICIES:
+        raise ValueError(f"the policies of the voxel world are {', '.join(POLICIES)}, got {name!r}")
+    walker = _Walker(env, rng)
+    if name == "explore":
+        plan = walker.explore() if walker.can("noop") else walker.collect_teco()
+    else:
+        plan = walker.tour() if name == "tour" else walker.revisit()
+    return lambda: next(plan)
+
+
+class _Walker:
+    """Plans over the actions that an environment has; each plan is an endless stream of them.
+
+    Streams are written with names, so that one plan serves all vocabularies: what a vocabulary lacks is left out.
+    """
+
+    def __init__(self, env: VoxelEnv, rng: np.random.Generator) -> None:
+        self._env = env
+        self._rng = rng
+        self._index = {name: index for index, name in enumerate(env.action_vocabulary.names)}
+        for side in ("left", "right"):  # the same turn, as TECO calls it
+            if f"yaw_{side}" in self._index:
+                self._index[f"turn_{side}"] = self._index[f"yaw_{side}"]
+
+    def can(self, name: str) -> bool:
+        """Whether the vocabulary has an action."""
+        return name in self._index
+
+    def _do(self, name: str, times: int = 1) -> Iterator[int]:
+        """An action some times over, or nothing if there is no such action."""
+        if name in self._index:
+            for _ in range(times):
+                yield self._index[name]
+
+    def _some(self, low: int, high: int) -> int:
+        return int(self._rng.integers(low, high))
+
+    def _pick(self, *names: str) -> str:
+        """One of the names that the vocabulary has."""
+        known = [name for name in names if name in self._index]
+        return known[self._some(0, len(known))]
+
+    # Where it is and where it wants to go
+
+    def _offset(self, target: tuple[float, float]) -> tuple[float, float]:
+        """The shortest way to a target, around the torus."""
+        body, size = self._env.body, self._env.world.size
+        half = size / 2
+        return (target[0] - body.x + half) % size - half, (target[1] - body.z + half) % size - half
+
+    def _distance(self, target: tuple[float, float]) -> float:
+        return math.hypot(*self._offset(target))
+
+    def _error(self, target: tuple[float, float]) -> float:
+        """Turns to the right until a target is straight ahead, from minus half a circle to half a circle."""
+        dx, dz = self._offset(target)
+        headings = self._env.headings
+        return (math.atan2(dx, dz) / math.tau * headings - self._env.heading + headings / 2) % headings - headings / 2
+
+    def _towards(self, target: tuple[float, float], *, gait: str = "forward") -> str:
+        """One step of a smooth walk: ahead if the heading is about right, else turning, mostly while walking."""
+        error = self._error(target)
+        if abs(error) < 1.0:
+            return gait
+        side = "right" if error > 0 else "left"
+        if abs(error) > 4.0 or self._rng.random() < 0.3 or not self.can(f"{gait}_{side}"):
+            return f"turn_{side}"
+        return f"{gait}_{side}"
+
+    def _pick_target(self) -> tuple[float, float]:
+        """A place 20 to 60 blocks away, on land if a few tries find some, and rather ahead than behind."""
+        env, size = self._env, self._env.world.size
+        for _ in range(6):
+            angle = env.angle + self._rng.normal(0.0, 1.0)
+            reach = self._rng.uniform(20.0, 60.0)
+            x = (env.body.x + reach * math.sin(angle)) % size
+            z = (env.body.z + reach * math.cos(angle)) % size
+            if not (env.world.blocks[int(x), int(z)] == WATER).any():
+                break
+        return x, z
+
+    # explore
+
+    def explore(self) -> Iterator[int]:
+        """Go to far targets, and do everything else in between."""
+        target, patience = self._pick_target(), 60
+        places: deque[tuple[float, float]] = deque(maxlen=4)
+        while True:
+            yield from self._level()
+            yield from self._detour()
+            body = self._env.body
+            places.append((body.x, body.z))
+            if len(places) == 4 and self._distance(places[0]) < 3.0:  # caught in a pit or a cave
+                yield from self._dig_stairs()
+                yield from self._dig_stairs()
+            gait = "sprint" if self.can("sprint") and self._rng.random() < 0.3 else "forward"
+            for _ in range(self._some(4, 16)):
+                before = (body.x, body.z)
+                name = self._towards(target, gait=gait)
+                yield from self._do(name)
+                patience -= 1
+                if self._rng.random() < 0.08:
+                    yield from self._do(self._pick(f"{gait}_left", f"{gait}_right", "turn_left", "turn_right"))
+                walked = self._distance(before)
+                if name.startswith(gait) and walked < 0.1:
+                    yield from self._get_unstuck()
+                    patience -= 20
+                if patience <= 0 or self._distance(target) < 3.0:
+                    target, patience = self._pick_target(), 60
+
+    def _detour(self) -> Iterator[int]:
+        """Something that is no walk to a target, most of the time."""
+        rng, luck = self._rng, self._rng.random()
+        if luck < 0.10:
+            yield from self._do("noop", self._some(2, 8))
+        elif luck < 0.28:
+            yield from self._look()
+        elif luck < 0.34:
+            yield from self._do(self._pick("turn_left", "turn_right"), self._some(3, 25))
+        elif luck < 0.38:
+            yield from self._do("backward", self._some(2, 6))
+        elif luck < 0.42:
+            yield from self._do(self._pick("strafe_left", "strafe_right", "backward"), self._some(2, 8))
+        elif luck < 0.50:
+            yield from self._hop()
+        elif luck < 0.57:
+            yield from self._bump()
+        elif luck < 0.65:
+            yield from self._turn_and_return()
+        elif luck < 0.70:
+            yield from self._do("dig" if rng.random() < 0.5 else "place", self._some(1, 3))
+        elif luck < 0.76 and self.can("next_block"):
+            yield from self._build()
+
+    def _level(self) -> Iterator[int]:
+        """Return to a level view, except that a slightly lowered one may stay for a while."""
+        env = self._env
+        while env.tilt > 0 or env.tilt < -1 or (env.tilt == -1 and self._rng.random() < 0.4):
+            yield from self._do("look_up" if env.tilt < 0 else "look_down")
+
+    def _face_level(self) -> Iterator[int]:
+        """Return to a level view."""
+        while self._env.tilt != 0:
+            yield from self._do("look_up" if self._env.tilt < 0 else "look_down")
+
+    def _look(self) -> Iterator[int]:
+        """Look up or down, do something there (dig and build only when looking down), often walk on."""
+        down = self._rng.random() < 0.7
+        yield from self._do("look_down" if down else "look_up", self._some(1, 4))
+        luck = self._rng.random()
+        if down and luck < 0.75:
+            yield from self._do("dig" if luck < 0.4 else "place", self._some(1, 5))
+        if luck > 0.3:
+            yield from self._do(self._pick("noop", "forward", "forward", "turn_left", "turn_right"), self._some(1, 6))
+
+    def _hop(self) -> Iterator[int]:
+        """Jump a few times, on the spot or ahead."""
+        yield from self._do(self._pick("jump", "forward_jump", "sprint_jump"))
+        yield from self._do(
+            self._pick("forward", "jump", "noop", "forward_jump", "sprint_jump", "strafe_left"), self._some(3, 7)
+        )
+
+    def _build(self) -> Iterator[int]:
+        """Take another block into the hand and put some of it down, now and then as a pillar to stand on."""
+        yield from self._do(self._pick("previous_block", "next_block"), self._some(1, 4))
+        if self._rng.random() < 0.25:
+            yield from self._do("look_down", 5)
+            for _ in range(self._some(1, 3)):
+                yield from self._do("jump", 2)
+                yield from self._do("place", 2)
+        else:
+            yield from self._do("look_down", self._some(1, 4))
+            for _ in range(self._some(1, 4)):
+                yield from self._do("place")
+                yield from self._do(self._pick("turn_left", "turn_right", "strafe_left", "strafe_right"), 2)
+
+    def _bump(self) -> Iterator[int]:
+        """Face a grid direction, where walls stop the body instead of letting it slide, and run until held up."""
+        quarter = self._env.headings // 4
+        turn = (self._env.heading + quarter // 2) % quarter - quarter // 2
+        yield from self._do("turn_left" if turn > 0 else "turn_right", abs(turn))
+        for _ in range(25):
+            before = (self._env.body.x, self._env.body.z)
+            yield from self._do("forward")
+            if before == (self._env.body.x, self._env.body.z):
+                yield from self._do("forward", self._some(2, 8))
+                return
+
+    def _dig_stairs(self) -> Iterator[int]:
+        """Dig one step of a staircase out of a pit or a cave: the block ahead and the one above it."""
+        yield from self._face_level()
+        yield from self._do("forward", 2)
+        yield from self._do("dig")
+        yield from self._do("look_up", 3)
+        yield from self._do("dig", 2)
+        yield from self._do("look_down", 3)
+        yield from self._do("forward", 4)
+
+    def _turn_and_return(self) -> Iterator[int]:
+        """Look aside and back, so that the data shows places twice."""
+        first, second = ("turn_left", "turn_right") if self._rng.random() < 0.5 else ("turn_right", "turn_left")
+        num_turns = self._some(2, 8)
+        yield from self._do(first, num_turns)
+        yield from self._do("noop", self._some(0, 3))
+        yield from self._do(second, num_turns)
+
+    def _get_unstuck(self) -> Iterator[int]:
+        """Push on for a moment, then go round the obstacle, or through it."""
+        yield from self._do("forward", self._some(2, 7))
+        if self._rng.random() < 0.2 and self.can("dig"):
+            yield from self._level()
+            yield from self._do("dig", 2)
+            yield from self._do("forward", 3)
+            return
+        yield from self._do(self._pick("turn_left", "turn_right"), self._some(3, 9))
+        yield from self._do("forward", self._some(4, 12))
+
+    def collect_teco(self) -> Iterator[int]:
+        """The published collection: a choice every five steps, and never more than fifty steps straight ahead."""
+        ahead = 0
+        while True:
+            turn = self._rng.random() >= TECO_FORWARD or ahead >= TECO_LONGEST_WALK
+            ahead = 0 if turn else ahead + TECO_HOLD
+            yield from self._do(self._pick("turn_left", "turn_right") if turn else "forward", TECO_HOLD)
+
+    # tour
+
+    def tour(self) -> Iterator[int]:
+        """Walk from biome to biome, each time to the nearest one that was seen least."""
+        visits = np.zeros(len(self._env.world.biomes), np.int64)
+        gait = "sprint" if self.can("sprint") else "forward"
+        while True:
+            biome = self._env.world.biome
+            visits[biome[int(self._env.body.x), int(self._env.body.z)]] += 1
+            target = self._least_seen(visits)
+            yield from self._walk_to(target, gait=gait, patience=600)
+            yield from self._face_level()
+            if self._rng.random() < 0.4:  # look around at what has been reached
+                yield from self._do(self._pick("turn_left", "turn_right"), self._some(6, self._env.headings))
+
+    def _least_seen(self, visits: np.ndarray) -> tuple[float, float]:
+        """A place deep inside the nearest patch of a biome that was visited least, or a far place."""
+        env, size = self._env, self._env.world.size
+        present = np.flatnonzero(np.bincount(env.world.biome.ravel(), minlength=len(visits)) > 200)
+        if len(present) < 2:
+            return self._pick_target()
+        here = env.world.biome[int(env.body.x), int(env.body.z)]
+        others = present[present != here]
+        wanted = others[visits[others] == visits[others].min()]
+        candidates = self._rng.integers(0, size, (600, 2))
+        kinds = env.world.biome[candidates[:, 0], candidates[:, 1]]
+        around = [
+            env.world.biome[(candidates[:, 0] + dx) % size, (candidates[:, 1] + dz) % size] == kinds
+            for dx, dz in ((8, 0), (-8, 0), (0, 8), (0, -8))
+        ]
+        deep = np.isin(kinds, wanted) & np.all(around, axis=0)
+        places = candidates[deep if deep.any() else np.isin(kinds, wanted)]
+        if not len(places):
+            return self._pick_target()
+        distances = [self._distance((float(x), float(z))) for x, z in places]
+        x, z = places[int(np.argmin(distances))]
+        return float(x) + 0.5, float(z) + 0.5
+
+    def _walk_to(self, target: tuple[float, float], *, gait: str = "forward", patience: int = 200) -> Iterator[int]:
+        """Follow the shortest walkable way to a target, at most for some steps."""
+        env = self._env
+        ground = np.empty(env.world.tops.shape, np.int16)
+        steps = np.empty(env.world.tops.shape, np.int32)
+        edits, stuck = -1, 0
+        while patience > 0 and self._distance(target) > ARRIVED:
+            if edits != env.world.num_edits:  # the land has changed, or nothing is known yet
+                edits = env.world.num_edits
+                _measure_ground(env.world.blocks, env.world.tops, ground)
+                _spread_steps(ground, int(target[0]), int(target[1]), steps)
+            waypoint = self._waypoint(steps) or target
+            before = (env.body.x, env.body.z)
+            name = self._towards(waypoint, gait=gait)
+            yield from self._do(name)
+            patience -= 1
+            still = not name.startswith("turn") and self._distance(before) < 0.05
+            stuck = stuck + 1 if still else max(stuck - 1, 0) if not name.startswith("turn") else stuck
+            if stuck > 6:
+                stuck = 0
+                yield from self._get_unstuck()
+                patience -= 15
+
+    def _waypoint(self, steps: np.ndarray) -> tuple[float, float] | None:
+        """The middle of the column that is six steps on along the shortest way; None if there is none."""
+        x, z, size = int(self._env.body.x), int(self._env.body.z), self._env.world.size
+        if steps[x, z] >= FAR:
+            return None
+        for _ in range(6):
+            around = [((x + dx) % size, (z + dz) % size) for dx in (-1, 0, 1) for dz in (-1, 0, 1)]
+            best = min(around, key=lambda cell: int(steps[cell]))
+            if steps[best] >= steps[x, z]:
+                break
+            x, z = best
+        return x + 0.5, z + 0.5
+
+    # revisit
+
+    def revisit(self) -> Iterator[int]:
+        """Go away and come back, in all the ways there are to see a place again."""
+        while True:
+            yield from self._face_level()
+            luck = self._rng.random()
+            if luck < 0.2:
+                yield from self._spin_twice()
+            elif luck < 0.35:
+                yield from self._turn_and_return()
+            elif luck < 0.55 and self.can("backward"):
+                yield from self._out_and_back_out()
+            elif luck < 0.8 or not self.can("dig"):
+                yield from self._round_trip(self._some(8, 22))
+            else:
+                yield from self._change_and_look_again()
+            if self._rng.random() < 0.5:
+                yield from self._walk_to(self._pick_target(), patience=self._some(15, 50))
+
+    def _spin_twice(self) -> Iterator[int]:
+        """Look all around, once more, and perhaps back the other way."""
+        side, other = ("turn_left", "turn_right") if self._rng.random() < 0.5 else ("turn_right", "turn_left")
+        yield from self._do(side, self._env.headings)
+        yield from self._do("noop", self._some(0, 4))
+        yield from self._do(side if self._rng.random() < 0.6 else other, self._env.headings)
+
+    def _out_and_back_out(self) -> Iterator[int]:
+        """Walk ahead and the same way backwards, seeing the same pictures in reverse."""
+        pose = self._pose()
+        num_steps = self._some(5, 30)
+        yield from self._do("forward", num_steps)
+        yield from self._do("noop", self._some(0, 3))
+        yield from self._do("backward", num_steps)
+        yield from self._return_to(pose)
+
+    def _round_trip(self, reach: int) -> Iterator[int]:
+        """Walk away, and come back to where and how one stood."""
+        pose = self._pose()
+        body, angle = self._env.body, self._env.angle + self._rng.normal(0.0, 0.8)
+        target = (body.x + reach * math.sin(angle), body.z + reach * math.cos(angle))
+        size = self._env.world.size
+        yield from self._walk_to((target[0] % size, target[1] % size), patience=4 * reach)
+        if self._rng.random() < 0.3:
+            yield from self._do(self._pick("turn_left", "turn_right"), self._some(4, self._env.headings))
+        yield from self._return_to(pose)
+        yield from self._do("noop", self._some(0, 4))
+        if self._rng.random() < 0.5:
+            yield from self._turn_and_return()
+
+    def _change_and_look_again(self) -> Iterator[int]:
+        """Dig a hole or put up a block, look away or walk away, and look again."""
+        yield from self._do("look_down", self._some(1, 4))
+        if self._rng.random() < 0.4:
+            yield from self._do("next_block", self._some(0, 5))
+        yield from self._do(self._pick("dig", "place"), self._some(1, 4))
+        yield from self._do("noop", self._some(0, 3))
+        luck, tilt = self._rng.random(), self._env.tilt
+        if luck < 0.4:
+            yield from self._turn_and_return()
+        elif luck < 0.7:
+            side = self._pick("turn_left", "turn_right")
+            yield from self._do(side, self._env.headings)
+        else:
+            yield from self._face_level()
+            yield from self._round_trip(self._some(5, 14))
+            yield from self._do("look_down" if tilt < 0 else "look_up", abs(tilt))
+        yield from self._do("noop", self._some(1, 5))
+
+    def _pose(self) -> tuple[float, float, int, int]:
+        """Place, heading and tilt of now."""
+        return self._env.body.x, self._env.body.z, self._env.heading, self._env.tilt
+
+    def _return_to(self, pose: tuple[float, float, int, int]) -> Iterator[int]:
+        """Go back to a pose, as nearly as strides and turns allow."""
+        env, (x, z, heading, tilt) = self._env, pose
+        yield from self._walk_to((x, z), patience=150)
+        for _ in range(12):  # the last blocks straight on
+            if self._distance((x, z)) < 0.4 or abs(self._error((x, z))) > env.headings / 2:
+                break
+            yield from self._do(self._towards((x, z)))
+        headings = env.headings
+        turn = (heading - env.heading + headings // 2) % headings - headings // 2
+        yield from self._do("turn_right" if turn > 0 else "turn_left", abs(turn))
+        yield from self._nudge(x, z)
+        yield from self._do("look_up" if tilt > env.tilt else "look_down", abs(tilt - env.tilt))
+
+    def _nudge(self, x: float, z: float) -> Iterator[int]:
+        """Single steps ahead, back and aside while each brings the body nearer to a place."""
+        env = self._env
+        for _ in range(6):
+            dx, dz = self._offset((x, z))
+            sin, cos = math.sin(env.angle), math.cos(env.angle)
+            ahead, aside = dx * sin + dz * cos, dx * cos - dz * sin
+            stride = env.motion.stride
+            moves = {"forward": ahead, "backward": -ahead, "strafe_right": aside, "strafe_left": -aside}
+            name, gain = max(((n, g) for n, g in moves.items() if self.can(n)), key=lambda move: move[1])
+            if gain < 0.55 * stride:
+                return
+            yield from self._do(name)
+
+
+@njit(cache=True)
+def _measure_ground(blocks, tops, ground):
+    """Write y of the first cell above what a walker stands on in each column, -1 where a trunk stands."""
+    for x in range(blocks.shape[0]):
+        for z in range(blocks.shape[1]):
+            y = int(tops[x, z]) - 1
+            while y > 0:
+                block = blocks[x, z, y]
+                leaf = False
+                for soft in _SOFT:
+                    leaf |= block == soft
+                if not (leaf or block >= FIRST_PLANT):
+                    break
+                y -= 1
+            ground[x, z] = y + 1
+            for barrier in _BARRIERS:
+                if blocks[x, z, y] == barrier:
+                    ground[x, z] = -1
+
+
+@njit(cache=True)
+def _spread_steps(ground, x, z, steps):
+    """Breadth-first from a target: write how many columns away from it each one is, by ways that can be walked."""
+    size = ground.shape[0]
+    steps[:] = FAR
+    queue = np.empty((size * size, 2), np.int32)
+    queue[0, 0], queue[0, 1] = x, z
+    steps[x, z] = 0
+    head, tail = 0, 1
+    while head < tail:
+        i, k = queue[head]
+        head += 1
+        for side in range(4):
+            u = (i + (side == 0) - (side == 1)) % size
+            v = (k + (side == 2) - (side == 3)) % size
+            # From (u, v) one walks to (i, k): one block up at most, three down.
+            rise = ground[i, k] - ground[u, v]
+            target_wall = ground[i, k] < 0 and steps[i, k] > 0
+            if steps[u, v] == FAR and ground[u, v] >= 0 and not target_wall and -3 <= rise <= 1:
+                steps[u, v] = steps[i, k] + 1
+                queue[tail, 0], queue[tail, 1] = u, v
+                tail += 1
