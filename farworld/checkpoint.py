@@ -26,6 +26,7 @@ from farworld.models.attention import Positions
 from farworld.models.autoencoder import AutoencoderConfig
 from farworld.models.far import FARConfig, TimestepEmbedding
 from farworld.models.packed import pack_linears
+from farworld.models.packed_conv import pack_convolutions
 from farworld.world_model import WorldConfig, WorldModel
 
 WORLD_FORMAT = "farworld-world"
@@ -164,7 +165,7 @@ def config_from_json(values: Mapping, source: str = CONFIG_FILE) -> WorldConfig:
 
 
 def load_world(checkpoint: str | os.PathLike, *, device: str | torch.device = "cpu") -> World:
-    """Load a world for inference, in float32; on a CPU with packed weights (`farworld.models.packed`).
+    """Load a world for inference, in float32; on a CPU with packed weights (`farworld.models.packed`, `packed_conv`).
 
     Args:
         checkpoint: see `resolve`.
@@ -195,6 +196,7 @@ def load_world(checkpoint: str | os.PathLike, *, device: str | torch.device = "c
     model.eval().requires_grad_(False).to(device)
     if model.device.type == "cpu":
         pack_linears(model)
+        pack_convolutions(model.autoencoder, config.frame_height, config.frame_width)
     return World(model, load_contexts(path / CONTEXTS_FILE, config), path)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from farworld.actions import ACTION_TIMING, ActionVocabulary
 from farworld.models.autoencoder import Autoencoder, AutoencoderConfig
 from farworld.models.far import FAR, FARConfig
-from farworld.models.packed import PackedLinear
+from farworld.models.packed import Packed
 
 LAYOUTS = ("sliding", "anchored")
 FRAME_ACTIONS = ("producing", "following")
@@ -77,7 +77,7 @@ class WorldModel(nn.Module):
     @property
     def num_parameters(self) -> int:
         """Parameters of transformer and autoencoder."""
-        packed = sum(module.num_packed for module in self.modules() if isinstance(module, PackedLinear))
+        packed = sum(module.num_packed for module in self.modules() if isinstance(module, Packed))
         return packed + sum(parameter.numel() for parameter in self.parameters())
 
     def encode(self, frames: Tensor) -> Tensor:

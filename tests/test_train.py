@@ -36,7 +36,7 @@ SMALL = [
     "frame_size=16", "latent_channels=8", "autoencoder_widths=(16,32)", "encoder_blocks=(0,1)", "decoder_blocks=(1,1)",
     "num_layers=2", "num_heads=3", "patch_size=2", "context_patch_size=2", "short_term_frames=3", "fine_frames=6",
     "early_clip_frames=12", "max_clip_frames=12", "world_batch_size=4", "autoencoder_batch_size=16",
-    "context_frames=8", "start_frames=3", "num_contexts=2", "precision=float32",
+    "context_frames=8", "start_frames=3", "num_contexts=2", "precision=float32", "autoencoder_lpips_weight=0",
     "warmup_steps=5", "checkpoint_every=5", "sample_every=1000",
 ]  # fmt: skip
 

@@ -1,10 +1,17 @@
 """Stage 1: train the DC-AE on single frames, then measure its latents.
 
-Loss: L1 and mean squared error. Latents get a little noise and a small penalty, so that neighbouring latents
-decode alike and the decoder forgives the world model's errors.
+Loss: L1, mean squared error and LPIPS, each by its weight. Latents get a little noise and a small penalty, so that
+neighbouring latents decode alike and the decoder forgives the world model's errors. From a step on (`gan_start`) a
+patch discriminator sharpens the decoder; the encoder is frozen from there, so that latents stay what they are.
+
+FAR's authors train with L1, LPIPS of weight 1, a discriminator of weight 0.5 in the second half, AdamW at 1e-4 with
+betas (0.5, 0.9), an average of 0.9999 and 200,000 steps; every one of these is a field of the config.
 """
 
 from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,8 +20,19 @@ from torch import Tensor, nn
 from farworld.dataset import Dataset
 from farworld.models.autoencoder import Autoencoder, to_frames, to_pixels
 from farworld.train.config import TrainConfig
-from farworld.train.ranks import to_device
-from farworld.train.run import Draws, Run, TrainState, autocast, fit, step_generator
+from farworld.train.discriminator import PatchDiscriminator, adversarial_loss, balanced_loss, discriminator_loss
+from farworld.train.lpips import LPIPS, load_lpips
+from farworld.train.ranks import Ranks, to_device
+from farworld.train.run import (
+    Draws,
+    Run,
+    TrainState,
+    autocast,
+    fit,
+    learning_rate_factor,
+    moving_average,
+    step_generator,
+)
 from farworld.video import contact_sheet, write_png
 
 STAGE = "autoencoder"
@@ -55,6 +73,221 @@ def load_autoencoder(run: Run) -> Autoencoder:
     return model.eval().requires_grad_(False)
 
 
+@dataclass(slots=True)
+class AutoencoderState(TrainState):
+    """What the stage trains; `fit` writes the autoencoder, `update_discriminator` the discriminator."""
+
+    discriminator: PatchDiscriminator | None = None
+    discriminator_optimizer: torch.optim.Optimizer | None = None
+
+    def state_dict(self) -> dict:
+        """Everything that a resumed run needs."""
+        state = TrainState.state_dict(self)
+        if self.discriminator is not None and self.discriminator_optimizer is not None:
+            state["discriminator"] = self.discriminator.state_dict()
+            state["discriminator_optimizer"] = self.discriminator_optimizer.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        """The inverse of state_dict; a discriminator that was not trained yet begins now.
+
+        Raises:
+            ValueError: the discriminator's sizes are not those of the checkpoint.
+        """
+        TrainState.load_state_dict(self, state)
+        if self.discriminator is None or self.discriminator_optimizer is None or "discriminator" not in state:
+            return
+        try:
+            self.discriminator.load_state_dict(state["discriminator"])
+        except RuntimeError as error:
+            raise ValueError(
+                "the run has a discriminator of other sizes; go on with the autoencoder_gan_width and "
+                "autoencoder_gan_layers that it was begun with, or begin a new run with another --out"
+            ) from error
+        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+
+    @property
+    def result(self) -> Autoencoder:
+        """The autoencoder to keep: the average where there is one."""
+        model = self.average.module if self.average else self.model
+        assert isinstance(model, Autoencoder)
+        return model
+
+
+class NoisyPass(nn.Module):
+    """Reconstruction from latents with a little noise, as one call."""
+
+    def __init__(self, autoencoder: Autoencoder, latent_noise: float) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.latent_noise = latent_noise
+
+    def forward(self, pixels: Tensor, noise: Tensor, *, train_encoder: bool) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, H, W) in [−1, 1] and noise like their latents; latents, and pixels again, float32."""
+        with torch.set_grad_enabled(train_encoder and torch.is_grad_enabled()):
+            latents = self.autoencoder.encoder(pixels)
+        return latents, self.autoencoder.decoder(latents + self.latent_noise * noise.to(latents)).float()
+
+
+def begin(config: TrainConfig, ranks: Ranks) -> AutoencoderState:
+    """The state of a new run, the same on every rank."""
+    torch.manual_seed(config.seed)
+    model = Autoencoder(config.autoencoder()).to(ranks.device)
+
+    def adam(module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(
+            module.parameters(), lr=learning_rate, betas=config.autoencoder_betas, weight_decay=0.0
+        )
+
+    replica = ranks.replicate(NoisyPass(model, config.latent_noise))
+    state = AutoencoderState(model, replica, adam(model, config.autoencoder_learning_rate))
+    if config.autoencoder_ema_decay:
+        state.average = moving_average(model, config.autoencoder_ema_decay)
+    if config.autoencoder_gan_weight:
+        sizes = config.autoencoder_gan_width, config.autoencoder_gan_layers
+        state.discriminator = PatchDiscriminator(*sizes).to(ranks.device)
+        state.discriminator_optimizer = adam(state.discriminator, config.autoencoder_gan_learning_rate)
+    return state
+
+
+def lpips_of(config: TrainConfig, device: torch.device) -> LPIPS | None:
+    """LPIPS if the config asks for it; without its weights a warning, and training goes on without."""
+    if not config.autoencoder_lpips_weight:
+        return None
+    try:
+        return load_lpips(device)
+    except FileNotFoundError as error:
+        warnings.warn(f"the autoencoder is trained without LPIPS: {error}", stacklevel=2)
+        return None
+
+
+def reconstruction_loss(
+    decoded: Tensor, pixels: Tensor, lpips: LPIPS | None, config: TrainConfig
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """L1 + squared error + LPIPS, by their weights, of pixels (B, 3, H, W) in [−1, 1]; and each without its weight."""
+    error = decoded - pixels
+    terms = {"l1": error.abs().mean(), "square": error.square().mean()}
+    loss = terms["l1"] + config.autoencoder_square_weight * terms["square"]
+    if lpips is not None:
+        terms["lpips"] = lpips(decoded, pixels).mean()
+        loss = loss + config.autoencoder_lpips_weight * terms["lpips"]
+    return loss, {name: term.detach() for name, term in terms.items()}
+
+
+def update_discriminator(
+    state: AutoencoderState, pixels: Tensor, decoded: Tensor, factor: float, config: TrainConfig, ranks: Ranks
+) -> Tensor:
+    """One step of the discriminator on real and decoded pixels; the decoder is left alone.
+
+    Args:
+        state: with a discriminator.
+        pixels: (B, 3, H, W), real, in [−1, 1].
+        decoded: likewise, as the decoder made them.
+        factor: of the learning rate.
+        config: of the run.
+        ranks: whose gradients are averaged.
+
+    Returns:
+        The loss before the step.
+    """
+    discriminator, optimizer = state.discriminator, state.discriminator_optimizer
+    assert discriminator is not None and optimizer is not None
+    discriminator.train()
+    for group in optimizer.param_groups:
+        group["lr"] = config.autoencoder_gan_learning_rate * factor
+    loss = discriminator_loss(discriminator(pixels).float(), discriminator(decoded.detach()).float())
+    loss.backward()
+    ranks.average_gradients(discriminator)
+    nn.utils.clip_grad_norm_(discriminator.parameters(), config.gradient_clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.detach()
+
+
+def loss_of_frames(
+    state: AutoencoderState,
+    frames: Tensor,
+    noise: Tensor,
+    lpips: LPIPS | None,
+    config: TrainConfig,
+    ranks: Ranks,
+    *,
+    adversarial: bool,
+    factor: float = 1.0,
+) -> Tensor:
+    """The autoencoder's loss of a batch; with `adversarial`, after a step of the discriminator on the same batch.
+
+    Args:
+        state: the models; `metrics` gets the terms of the loss.
+        frames: (B, H, W, 3), uint8.
+        noise: (B, C, h, w), standard normal, for the latents.
+        lpips: None is without.
+        config: of the run.
+        ranks: the device, and who trains besides.
+        adversarial: whether the discriminator takes part; the encoder then gets no gradient.
+        factor: of the discriminator's learning rate.
+    """
+    model, device = state.model, ranks.device
+    assert isinstance(model, Autoencoder)
+    pixels = to_pixels(to_device(frames, device))
+    with autocast(config, device):
+        latents, decoded = state.replica(pixels, to_device(noise, device), train_encoder=not adversarial)
+    loss, state.metrics = reconstruction_loss(decoded, pixels, lpips, config)
+    if not adversarial:
+        return loss + config.latent_penalty * latents.float().square().mean()
+    assert state.discriminator is not None
+    # Autocast keeps converted weights until it ends: not beyond the discriminator's step.
+    with autocast(config, device):
+        state.metrics["discriminator"] = update_discriminator(state, pixels, decoded, factor, config, ranks)
+    with autocast(config, device):
+        against = adversarial_loss(state.discriminator(decoded).float())
+    loss, weight = balanced_loss(loss, against, decoded, model.decoder.conv_out.weight, config.autoencoder_gan_weight)
+    state.metrics.update(adversarial=against.detach(), gan_weight=weight)
+    return loss
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Frames from some places of a step."""
+
+    step: int
+    items: list[int]  # the places' numbers in the step, from which with the seed their frames follow
+    frames: Tensor  # (B, H, W, 3), uint8
+    noise: Tensor  # (B, C, h, w), for their latents
+
+
+class AutoencoderObjective:
+    """Reconstruction of random frames; see `farworld.train.run.Objective`. An item is a place with its few frames.
+
+    Where a batch is gone through in parts, the discriminator takes a step for each part.
+    """
+
+    def __init__(self, state: AutoencoderState, run: Run, data: Dataset, episodes: list[int]) -> None:
+        config = run.config
+        self._state, self._config, self._ranks, self._data, self._episodes = state, config, run.ranks, data, episodes
+        self._lpips = lpips_of(config, run.ranks.device)
+        side = config.frame_size // config.autoencoder().compression
+        self._latent_shape = FRAMES_OF_PLACE, config.latent_channels, side, side
+
+    def draw(self, step: int, items: range) -> Places:
+        """Frames of these places."""
+        generators = [step_generator(self._config, STAGE_KEY, step, item) for item in items]
+        frames = torch.from_numpy(random_frames(self._data, self._episodes, generators))
+        return Places(step, list(items), frames, Draws(generators).normal(*self._latent_shape).flatten(0, 1))
+
+    def loss(self, drawn: Places) -> Tensor:
+        """See `loss_of_frames`."""
+        config, total = self._config, self._config.autoencoder_steps
+        return loss_of_frames(
+            self._state, drawn.frames, drawn.noise, self._lpips, config, self._ranks,
+            adversarial=drawn.step >= config.gan_start(total), factor=learning_rate_factor(drawn.step, total, config),
+        )  # fmt: skip
+
+    def describe(self, drawn: Places) -> list[int]:
+        """The numbers of the places."""
+        return drawn.items
+
+
 def train_autoencoder(run: Run, data: Dataset, episodes: list[int], held_out: list[int]) -> None:
     """Run the stage to its end, then measure and store the latents' mean and scale."""
     config: TrainConfig = run.config
@@ -67,75 +300,27 @@ def train_autoencoder(run: Run, data: Dataset, episodes: list[int], held_out: li
             f"trained on it; to train it to {config.autoencoder_steps} begin a new run, or go on with --stage world"
         )
     ranks = run.ranks
-    torch.manual_seed(config.seed)
-    model = Autoencoder(config.autoencoder()).to(ranks.device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.autoencoder_learning_rate, betas=(0.9, 0.99), weight_decay=0.0
-    )
-    state = TrainState(model, ranks.replicate(NoisyPass(model, config.latent_noise)), optimizer)
+    state = begin(config, ranks)
 
     @torch.no_grad()
     def sample(step: int) -> None:
         generators = [step_generator(config, STAGE_KEY, 0, place) for place in range(PLACES_OF_SAMPLE)]
         frames = torch.from_numpy(random_frames(data, held_out, generators)).to(ranks.device)
-        model.eval()
+        model = state.result.eval()
         with autocast(config, ranks.device):
             decoded = to_frames(model(to_pixels(frames)))
         rows = np.concatenate([frames.cpu().numpy(), decoded.cpu().numpy()])
         write_png(run.samples / f"{STAGE}-{step:08d}.png", contact_sheet(rows, columns=len(frames)))
 
     fit(
-        run, STAGE, state, AutoencoderObjective(state, config, data, episodes), total_steps=config.autoencoder_steps,
+        run, STAGE, state, AutoencoderObjective(state, run, data, episodes), total_steps=config.autoencoder_steps,
         items_per_step=config.autoencoder_batch_size // FRAMES_OF_PLACE, frames_per_step=config.autoencoder_batch_size,
         sample=sample,
     )  # fmt: skip
     if ranks.is_first:
+        model = state.result
         _measure_latents(model, data, episodes, config, ranks.device)
         run.save_checkpoint(STATISTICS, {"step": state.step, "seconds": state.seconds, "model": model.state_dict()})
-
-
-class NoisyPass(nn.Module):
-    """Reconstruction from latents with a little noise, as one call."""
-
-    def __init__(self, autoencoder: Autoencoder, latent_noise: float) -> None:
-        super().__init__()
-        self.autoencoder = autoencoder
-        self.latent_noise = latent_noise
-
-    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels (B, 3, H, W) in [−1, 1] and noise like their latents; latents, and pixels again."""
-        latents = self.autoencoder.encoder(pixels)
-        return latents, self.autoencoder.decoder(latents + self.latent_noise * noise.to(latents))
-
-
-class AutoencoderObjective:
-    """Reconstruction of random frames; see `farworld.train.run.Objective`. An item is a place with its few frames."""
-
-    def __init__(self, state: TrainState, config: TrainConfig, data: Dataset, episodes: list[int]) -> None:
-        self._state, self._config, self._data, self._episodes = state, config, data, episodes
-        self._device = next(state.model.parameters()).device
-        side = config.frame_size // config.autoencoder().compression
-        self._latent_shape = FRAMES_OF_PLACE, config.latent_channels, side, side
-
-    def draw(self, step: int, items: range) -> tuple[Tensor, Tensor, list[int]]:
-        """Frames (B, H, W, 3), uint8, noise for their latents, and the number of each place in its step."""
-        generators = [step_generator(self._config, STAGE_KEY, step, item) for item in items]
-        frames = torch.from_numpy(random_frames(self._data, self._episodes, generators))
-        return frames, Draws(generators).normal(*self._latent_shape).flatten(0, 1), list(items)
-
-    def loss(self, drawn: tuple[Tensor, Tensor, list[int]]) -> Tensor:
-        """L1 and mean squared error of the pixels, and the penalty of large latents."""
-        frames, noise, _ = drawn
-        pixels = to_pixels(to_device(frames, self._device))
-        with autocast(self._config, self._device):
-            latents, reconstruction = self._state.replica(pixels, to_device(noise, self._device))
-        error = reconstruction.float() - pixels
-        penalty = self._config.latent_penalty * latents.float().square().mean()
-        return error.abs().mean() + error.square().mean() + penalty
-
-    def describe(self, drawn: tuple[Tensor, Tensor, list[int]]) -> list[int]:
-        """The numbers of the places, from which with the seed and the step their frames follow."""
-        return drawn[2]
 
 
 @torch.no_grad()

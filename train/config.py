@@ -11,14 +11,20 @@ from typing import Any
 
 from farworld.models.autoencoder import AutoencoderConfig
 from farworld.models.far import FARConfig
+from farworld.train.discriminator import smallest_frame
+from farworld.train.lpips import SMALLEST as SMALLEST_FOR_LPIPS
 
 AT_LEAST_ONE = (
     "autoencoder_steps", "world_steps", "autoencoder_batch_size", "world_batch_size", "checkpoint_every",
     "sample_every", "log_every", "accumulate", "num_layers", "num_heads", "num_steps", "num_contexts", "start_frames",
+    "autoencoder_gan_width", "autoencoder_gan_layers",
 )  # fmt: skip
 # What the weights of each stage's checkpoints depend on.
 ARCHITECTURE = {
-    "autoencoder": ("frame_size", "latent_channels", "autoencoder_widths", "encoder_blocks", "decoder_blocks"),
+    "autoencoder": (
+        "frame_size", "latent_channels", "autoencoder_widths", "encoder_blocks", "decoder_blocks",
+        "autoencoder_attention_stages",
+    ),
     "world": (
         "num_layers", "num_heads", "head_size", "patch_size", "context_patch_size", "short_term_frames", "copy_gate",
         "causal", "shortcut_steps",
@@ -40,9 +46,19 @@ class TrainConfig:
     autoencoder_widths: tuple[int, ...]
     encoder_blocks: tuple[int, ...]
     decoder_blocks: tuple[int, ...]
+    autoencoder_attention_stages: int = 0  # how many of the last stages are made of EfficientViT blocks
     autoencoder_steps: int
     autoencoder_batch_size: int = 16  # frames
     autoencoder_learning_rate: float = 1e-3
+    autoencoder_betas: tuple[float, float] = (0.9, 0.99)  # of Adam, the discriminator's as well
+    autoencoder_ema_decay: float = 0.0  # 0: no average, the last weights are the result
+    autoencoder_square_weight: float = 1.0  # of the mean squared error; that of L1 is 1
+    autoencoder_lpips_weight: float = 0.0  # 0: without LPIPS
+    autoencoder_gan_weight: float = 0.0  # 0: without a discriminator
+    autoencoder_gan_start: float = 0.5  # share of the steps before the discriminator comes and the encoder is frozen
+    autoencoder_gan_width: int = 64  # channels of the discriminator's first layer
+    autoencoder_gan_layers: int = 3  # of the discriminator, that halve the resolution
+    autoencoder_gan_learning_rate: float = 4e-4
     latent_noise: float = 0.05  # std added to latents, so that the decoder forgives the world model
     latent_penalty: float = 1e-3  # weight of the mean squared latent; keeps the noise from being outgrown
 
@@ -95,7 +111,7 @@ class TrainConfig:
     start_frames: int = 8  # frames of a start context
 
     def __post_init__(self) -> None:
-        for name in ("autoencoder_widths", "encoder_blocks", "decoder_blocks"):
+        for name in ("autoencoder_widths", "encoder_blocks", "decoder_blocks", "autoencoder_betas"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
@@ -127,11 +143,40 @@ class TrainConfig:
             raise ValueError(
                 f"frame_size must be a multiple of {compression}, the autoencoder's compression, got {self.frame_size}"
             )
+        self._check_autoencoder_losses()
         if self.early_clip_frames < self.fine_frames:
             raise ValueError(
                 f"early_clip_frames must be at least fine_frames {self.fine_frames}, got {self.early_clip_frames}"
             )
         self.far(num_actions=1)  # checks the transformer's sizes
+
+    def _check_autoencoder_losses(self) -> None:
+        for name in ("autoencoder_square_weight", "autoencoder_lpips_weight", "autoencoder_gan_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if len(self.autoencoder_betas) != 2 or not all(0 <= beta < 1 for beta in self.autoencoder_betas):
+            raise ValueError(f"autoencoder_betas must be two numbers in [0, 1), got {self.autoencoder_betas}")
+        if not 0 <= self.autoencoder_ema_decay < 1:
+            raise ValueError(f"autoencoder_ema_decay must be in [0, 1), got {self.autoencoder_ema_decay}")
+        if not 0 <= self.autoencoder_gan_start <= 1:
+            raise ValueError(
+                f"autoencoder_gan_start is a share of the steps in [0, 1], got {self.autoencoder_gan_start}"
+            )
+        if self.autoencoder_lpips_weight and self.frame_size < SMALLEST_FOR_LPIPS:
+            raise ValueError(
+                f"LPIPS needs frames of at least {SMALLEST_FOR_LPIPS} pixels, got {self.frame_size}; "
+                "train without it: --set autoencoder_lpips_weight=0"
+            )
+        smallest = smallest_frame(self.autoencoder_gan_layers)
+        if self.autoencoder_gan_weight and self.frame_size < smallest:
+            raise ValueError(
+                f"a discriminator of {self.autoencoder_gan_layers} layers needs frames of at least {smallest} pixels, "
+                f"got {self.frame_size}; set a smaller autoencoder_gan_layers"
+            )
+
+    def gan_start(self, total_steps: int) -> int:
+        """The autoencoder's step at which the discriminator comes; with none, a step that is never reached."""
+        return round(total_steps * self.autoencoder_gan_start) if self.autoencoder_gan_weight else total_steps
 
     def decay_start(self, total_steps: int) -> int:
         """The step at which a stage's learning rate begins to fall."""
@@ -144,6 +189,7 @@ class TrainConfig:
             widths=self.autoencoder_widths,
             encoder_blocks=self.encoder_blocks,
             decoder_blocks=self.decoder_blocks,
+            attention_stages=self.autoencoder_attention_stages,
         )
 
     def far(self, num_actions: int) -> FARConfig:
@@ -174,6 +220,7 @@ _MAZE = TrainConfig(
     encoder_blocks=(1, 1, 1),
     decoder_blocks=(1, 2, 2),
     autoencoder_steps=4000,
+    autoencoder_lpips_weight=0.3,
     num_layers=7,
     num_heads=6,
     head_size=32,
@@ -191,6 +238,7 @@ _VOXEL = TrainConfig(
     encoder_blocks=(1, 1, 1, 1),
     decoder_blocks=(1, 2, 2, 2),
     autoencoder_steps=4000,
+    autoencoder_lpips_weight=0.3,
     num_layers=6,
     num_heads=4,
     patch_size=1,

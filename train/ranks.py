@@ -51,6 +51,15 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()
 
+    def average_gradients(self, module: nn.Module) -> None:
+        """Average the gradients of a module that was not replicated over all ranks."""
+        if self.count == 1:
+            return
+        for parameter in module.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.count
+
     def share(self, num_items: int, num_parts: int) -> list[range]:
         """This rank's items of a step, in parts of equal size.
 

@@ -21,7 +21,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -140,6 +140,7 @@ class TrainState:
     average: AveragedModel | None = None
     step: int = 0
     seconds: float = 0.0  # spent in all sittings
+    metrics: dict[str, torch.Tensor] = field(default_factory=dict)  # scalars of the last step, for the log
 
     def state_dict(self) -> dict:
         """Everything that a resumed run needs."""
@@ -314,15 +315,13 @@ def fit(
             advance(frames_per_step, note=f"step {state.step}/{total_steps} loss {report.loss:.4f}")
             finished = state.step == total_steps
             if state.step % config.log_every == 0:
-                log(
-                    state.step,
-                    {
-                        "loss": report.loss,
-                        "gradient_norm": report.gradient_norm,
-                        "learning_rate_factor": factor,
-                        "waited_seconds": report.waited,
-                    },
-                )
+                figures = {
+                    "loss": report.loss,
+                    "gradient_norm": report.gradient_norm,
+                    "learning_rate_factor": factor,
+                    "waited_seconds": report.waited,
+                }
+                log(state.step, figures | {name: float(value) for name, value in state.metrics.items()})
             if state.step % config.checkpoint_every == 0 or finished or report.interrupted:
                 state.seconds = time.perf_counter() - began
                 if ranks.is_first:

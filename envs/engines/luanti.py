@@ -159,7 +159,16 @@ class LuantiEnv(gymnasium.Env):
             self._write_world(folder, side)
             environment = {**os.environ, "DISPLAY": display, "LIBGL_ALWAYS_SOFTWARE": "1", "HOME": str(folder)}
             command = [_game() or "luanti", "--go", "--world", self._world, "--gameid", self._game_id]
-            command += ["--port", str(_free_port()), "--name", "farworld", "--config", folder / "conf", "--logfile", folder / "log.txt"]
+            command += [
+                "--port",
+                str(_free_port()),
+                "--name",
+                "farworld",
+                "--config",
+                folder / "conf",
+                "--logfile",
+                folder / "log.txt",
+            ]
             self._log = folder / "log.txt"
             self._client = self._run(failed, command, environment)
             keys = self._run(failed, ["xdotool", "-"], environment, stdin=subprocess.PIPE)
@@ -323,7 +332,7 @@ class LuantiEnv(gymnasium.Env):
         if right or down:
             pixels = round(self._turn_degrees * self._pixels_per_degree)
             self._send(f"mousemove_relative -- {right * pixels} {down * pixels}")
-        # A frame that is late puts off the ones after it: an action is always held for a whole period.
+        # A caller that was late puts off this frame and the ones after it: an action lasts half a period or longer.
         self._next_tick = max(self._next_tick, time.monotonic() + self._period / 2)
         time.sleep(max(0.0, self._next_tick - time.monotonic()))
         self._next_tick += self._period

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 
-class PackedLinear(nn.Module):
+class Packed(nn.Module):
+    """A layer whose weight, of `num_packed` numbers, is no parameter any more."""
+
+    num_packed: int
+
+
+class PackedLinear(Packed):
     """A linear layer, and perhaps the GELU behind it, without gradients; its state is that of the linear layer."""
 
     def __init__(self, linear: nn.Linear, *, gelu: bool = False) -> None:
