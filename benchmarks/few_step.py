@@ -1,13 +1,12 @@
 """What few denoising steps a frame cost in quality: shortcut forcing against plain Euler steps.
 
-    python benchmarks/few_step.py --out DIR [--data DATASET] [--preset maze-xs] [--world-steps 1000] [--json]
+    python benchmarks/few_step.py --out DIR [--data DATASET] [--preset maze-xs] [--updates 1200] [--json]
     python benchmarks/few_step.py --data DATASET --worlds plain=RUN shortcut=RUN [--json]
 
-The first form records maze episodes (unless --data names a dataset), trains one autoencoder, and on its latents two
-world models of the same size from the same seed: a plain one, and one with shortcut forcing. Training costs the same:
-a bootstrapped clip needs two more passes forward, so that the second one gets fewer updates (`steps_of_same_cost`);
-the processor seconds that both took are printed. What is there already in DIR is gone on with. The second form only
-measures worlds.
+The first form records maze episodes (unless --data names a dataset) and trains a plain world of the preset. Two runs
+go on from its weights: one as before, one with shortcut forcing. They cost the same: a bootstrapped clip needs two
+more passes forward, so that the second one gets fewer updates (`steps_of_same_cost`); the processor seconds that both
+took are printed. What is there already in DIR is gone on with. The second form only measures worlds.
 
 Held-out episodes, each world at each number of steps, several seeds of the noise:
 
@@ -31,7 +30,6 @@ from __future__ import annotations
 
 import json as json_format
 import resource
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -58,6 +56,8 @@ from farworld.world_model import WorldModel
 RECORD = ("--env", "maze", "--episodes", "160", "--frames", "100", "--seed", "7")
 HELD_OUT_FRACTION = 0.06
 START_FRAMES = 8  # true frames before a rollout; the next-frame scores leave them out as well
+SHORTCUT_STEPS = 8  # of the finest step size
+LEARNING_RATE_SHARE = 0.5  # of the preset's, for what goes on from trained weights
 TRAINING_PASSES = 3.0  # forward and backward, in passes forward
 LPIPS_BATCH = 64  # images
 SEVERAL = Parameter(consume_multiple=True, negative=())
@@ -84,28 +84,44 @@ def farworld(*arguments: str) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def train_both(out: Path, data: Path, preset: str, settings: list[str]) -> dict[str, dict[str, Any]]:
-    """Train both worlds, or go on with them; the facts of each."""
-    base = out / "autoencoder"
+def train_all(out: Path, data: Path, preset: str, settings: list[str], updates: int) -> dict[str, dict[str, Any]]:
+    """Train the start and what goes on from it; the facts of the two worlds to compare.
+
+    Args:
+        out: where to put the runs; finished ones stay.
+        data: the dataset's directory.
+        preset: of all runs.
+        settings: field=value, for all runs.
+        updates: of the plain world, beyond the start's.
+    """
     common = [*settings, f"held_out_fraction={HELD_OUT_FRACTION}"]
-    if not (base / "latents" / "progress.json").is_file():
-        begun = ["--resume"] if (base / "run.json").is_file() else ["--preset", preset]
-        farworld("train", "--data", f"{data}", "--out", f"{base}", *begun, "--stage", "autoencoder", "--set", *common)
-        farworld("train", "--data", f"{data}", "--out", f"{base}", "--resume", "--stage", "latents")
-    plain = override(PRESETS[preset], common)
-    shortcut = override(plain, ["shortcut_steps=8"])
+    start = out / "start"
+    if not (start / "world").is_dir():
+        begun = ["--resume"] if (start / "run.json").is_file() else ["--preset", preset, "--set", *common]
+        farworld("train", "--data", f"{data}", "--out", f"{start}", *begun)
+    on = [f"world_steps={updates}", f"learning_rate={LEARNING_RATE_SHARE * PRESETS[preset].learning_rate}"]
+    plain = override(PRESETS[preset], [*common, *on])
+    shortcut = override(plain, [f"shortcut_steps={SHORTCUT_STEPS}"])
     facts = {}
-    for name, config, steps in (
-        ("plain", plain, plain.world_steps),
-        ("shortcut", shortcut, steps_of_same_cost(plain, shortcut)),
-    ):
+    for name, config in (("plain", plain), ("shortcut", shortcut)):
+        steps = steps_of_same_cost(plain, config)
+        told = [*on[1:], f"world_steps={steps}", f"shortcut_steps={config.shortcut_steps}"]
         run = out / name
-        if not run.is_dir():
-            shutil.copytree(base, run)
-        told = [f"world_steps={steps}", *(["shortcut_steps=8"] if config.shortcut_steps else [])]
-        seconds = farworld(
-            "train", "--data", f"{data}", "--out", f"{run}", "--resume", "--stage", "world", "--set", *told
-        )
+        if not (run / "run.json").is_file():
+            farworld(
+                "train",
+                "--data",
+                f"{data}",
+                "--out",
+                f"{run}",
+                "--init",
+                f"{start}",
+                "--stage",
+                "latents",
+                "--set",
+                *told,
+            )
+        seconds = farworld("train", "--data", f"{data}", "--out", f"{run}", "--resume", "--stage", "world")
         facts[name] = {"updates": steps, "cpu_seconds": round(seconds)}
     return facts
 
@@ -299,6 +315,7 @@ def few_step(
     data: Annotated[Path | None, Parameter(help="A recorded dataset; without it one is recorded into --out.")] = None,
     worlds: Annotated[tuple[str, ...], SEVERAL, Parameter(help="NAME=WORLD: measure these instead.")] = (),
     preset: Annotated[str, Parameter(help="Of the training.")] = "maze-xs",
+    updates: Annotated[int, Parameter(help="Of the plain world, beyond those of the start.")] = 1200,
     settings: Annotated[tuple[str, ...], Parameter(name="--set", consume_multiple=True, negative=())] = (),
     steps: Annotated[tuple[int, ...], SEVERAL, Parameter(help="Denoising steps a frame.")] = (1, 2, 4),
     many: Annotated[int, Parameter(help="Steps that count as many.")] = 32,
@@ -307,9 +324,11 @@ def few_step(
     episodes: Annotated[int, Parameter(help="Held-out episodes, at most.")] = 10,
     json: Annotated[bool, Parameter(negative=(), help="Also print one JSON object, as the last line.")] = False,
 ) -> None:
-    """Train both worlds unless some are named, then measure them."""
-    if seeds < 2 or min(steps) < 1 or many < 1 or frames < 1 or episodes < 1:
-        raise ValueError("expected --seeds of 2 or more, and --steps, --many, --frames and --episodes of 1 or more")
+    """Train worlds unless some are named, then measure them."""
+    if seeds < 2 or min(*steps, many, frames, episodes, updates) < 1:
+        raise ValueError(
+            "expected --seeds of 2 or more, and --steps, --many, --frames, --episodes and --updates of 1 or more"
+        )
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}, known are {', '.join(PRESETS)}")
     if worlds and data is None:
@@ -323,7 +342,7 @@ def few_step(
             data = out / "data"
             if not data.is_dir():
                 farworld("record", *RECORD, "--out", f"{data}")
-        facts = train_both(out, data, preset, list(settings))
+        facts = train_all(out, data, preset, list(settings), updates)
         paths = {name: str(out / name) for name in facts}
     assert data is not None
     dataset, device = Dataset(data), choose_device("cpu")

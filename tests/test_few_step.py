@@ -61,6 +61,30 @@ def test_frames_before_are_those_before_the_predicted_ones():
     assert torch.equal(few_step._before("next frame", shifted, 16), frames[:, start:].flatten(0, 1) - 1)
 
 
+def test_one_command_trains_what_it_compares_and_trains_nothing_twice(bars, tmp_path, monkeypatch, capsys):  # noqa: F811
+    from farworld.cli import app
+
+    commands = []
+
+    def in_this_process(*arguments):
+        commands.append(arguments[arguments.index("--out") + 1])
+        app(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        return 1.0
+
+    monkeypatch.setattr(few_step, "farworld", in_this_process)
+    settings = (*SMALL, "autoencoder_steps=2", "world_steps=2", "own_context_ratio=0.0")
+    for _ in range(2):
+        few_step.few_step(
+            out=tmp_path, data=bars, settings=settings, updates=7, steps=(1,), many=2, seeds=2, frames=4, episodes=2,
+            json=True,
+        )  # fmt: skip
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {name: facts["updates"] for name, facts in report["training"].items()} == {"plain": 7, "shortcut": 6}
+    assert report["parameters"]["shortcut"] - report["parameters"]["plain"] == 4 * 96  # four step sizes, width 96
+    runs = [str(tmp_path / name) for name in ("start", "plain", "plain", "shortcut", "shortcut")]
+    assert commands[:5] == runs and commands[5:] == [runs[1], runs[3]]  # the second time they are found finished
+
+
 def test_the_benchmarks_measure_worlds_and_end_with_json(bars, tmp_path, capsys):  # noqa: F811
     run, _ = train(tmp_path / "run", bars, "autoencoder_steps=2", "world_steps=2", "shortcut_steps=4")
     few_step.few_step(
