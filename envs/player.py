@@ -151,6 +151,7 @@ def open_env_player(
         writer = None
         if record_to is not None:
             writer = failed.enter_context(create_or_open(record_to, env.spec))
+            writer.note(what="play", policy=HUMAN, seed=seed)
         if start is None:
             start = writer.free_indices(1)[0] if writer else 0
         player = EnvPlayer(env, seed=seed, start=start, writer=writer)

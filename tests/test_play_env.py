@@ -196,6 +196,10 @@ def test_a_person_extends_what_a_policy_recorded(tmp_path):
     dataset = Dataset(tmp_path)
     assert [dataset.source(i) for i in range(len(dataset))] == ["", "", "human", ""]
     assert (tmp_path / "dataset.json").read_bytes() == before
+    lines = [json.loads(line) for line in (tmp_path / "recordings.jsonl").read_text().splitlines()]
+    assert [(line["what"], line["policy"]) for line in lines] == [
+        ("record", "random"), ("play", "human"), ("record", "random"),
+    ]  # fmt: skip
 
 
 def test_a_dataset_of_another_environment_is_refused(tmp_path):
