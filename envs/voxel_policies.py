@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 POLICIES = ("explore", "tour", "revisit")
 ARRIVED = 2.5  # blocks from a target at which it counts as reached
 FAR = 1 << 30  # steps to a target that cannot be walked to
-MAX_STILL = 8  # steps without moving after which a walker digs or turns away; a jump onto a block takes four
+MAX_STILL = 8  # steps without moving after which a walker digs or turns away; twice as many where each block is jumped onto
 MAX_DROP = 3  # blocks that a planned step may lead down
 
 # The collection of the TECO data: forward with this probability, each choice held, and a turn after a long walk.
@@ -314,11 +314,11 @@ class _Walker:
             held = still > 1
             if waypoint is None or held or age > 16 or self._distance(waypoint) < 0.7:
                 waypoint, age = self._waypoint(steps, 1 if held else 6), 0
-            if still > MAX_STILL or (waypoint is None and self._is_down()):
+            if still > (MAX_STILL if env.motion.climbs else 2 * MAX_STILL) or (waypoint is None and self._is_down()):
                 still, waypoint, trouble, patience = 0, None, trouble + 1, patience - 20
                 if self.can("dig") and trouble % 3:
                     yield from self._dig_stairs()
-                elif trouble > 3:
+                elif trouble > 1:
                     return  # another target may be within reach
                 else:
                     yield from self._get_unstuck()
@@ -338,7 +338,7 @@ class _Walker:
         """The middle of a column up to so many steps on along the shortest way; None if there is no way."""
         body, size = self._env.body, self._env.world.size
         surface = body.water_surface
-        found, x, z = _follow(steps, reach, int(body.x), int(body.z), math.floor(body.y if surface is None else surface))
+        found, x, z = _follow(self._env.world.blocks, steps, reach, int(body.x), int(body.z), math.floor(body.y if surface is None else surface))
         return ((x + 0.5) % size, (z + 0.5) % size) if found else None
 
     # revisit
@@ -370,9 +370,14 @@ class _Walker:
 
     def _out_and_back_out(self) -> Iterator[int]:
         """Walk ahead and the same way backwards, seeing the same pictures in reverse."""
-        pose = self._pose()
-        num_steps = self._some(5, 30)
-        yield from self._do("forward", num_steps)
+        pose, body = self._pose(), self._env.body
+        num_steps = 0
+        for _ in range(self._some(5, 30)):
+            before = (body.x, body.z)
+            yield from self._do("forward")
+            num_steps += 1
+            if self._distance(before) < 0.05:
+                break
         yield from self._do("noop", self._some(0, 3))
         yield from self._do("backward", num_steps)
         yield from self._return_to(pose)
@@ -472,23 +477,26 @@ def _spread_steps(blocks, x, z, steps):
         head += 1
         for side in range(4):
             u, v = (i + (side == 0) - (side == 1)) & wrap, (k + (side == 2) - (side == 3)) & wrap
-            # From (u, v) one walks to (i, k), if both bodies' heads are free where the higher one passes.
-            for rise in range(-MAX_DROP, 2):
-                y = j - rise
-                if not (0 <= y < height) or steps[u, v, y] != FAR or not _can_stand(blocks, u, v, y):
-                    continue
-                free = True
-                for above in range(y + 2, j + 2):
-                    free &= above >= height or not SOLID[blocks[u, v, above]]
-                for above in range(j + 2, y + 2):
-                    free &= above >= height or not SOLID[blocks[i, k, above]]
-                if free:
+            for y in range(max(j - 1, 0), min(j + MAX_DROP + 1, height)):
+                if steps[u, v, y] == FAR and _can_stand(blocks, u, v, y) and _has_headroom(blocks, u, v, y, i, k, j):
                     steps[u, v, y] = steps[i, k, j] + 1
                     queue.append((u, v, y))
 
 
 @njit(cache=True)
-def _follow(steps, reach, x, z, y):
+def _has_headroom(blocks, x, z, y, i, k, j):
+    """Whether a body that can stand in (x, z, y) and in (i, k, j) beside it gets from there to here with its head."""
+    for above in range(y + 2, min(j + 2, blocks.shape[2])):  # jumping up
+        if SOLID[blocks[x, z, above]]:
+            return False
+    for above in range(j + 2, min(y + 2, blocks.shape[2])):  # stepping off
+        if SOLID[blocks[i, k, above]]:
+            return False
+    return True
+
+
+@njit(cache=True)
+def _follow(blocks, steps, reach, x, z, y):
     """Whether there is a way from a place, and x and z of the column up to so many steps on that is straight ahead.
 
     Straight ahead is what has only places of the same height, from which there are ways too, between it and here.
@@ -507,8 +515,9 @@ def _follow(steps, reach, x, z, y):
         for side in range(4):
             a, b = i + (side == 0) - (side == 1), k + (side == 2) - (side == 3)
             for c in range(max(j - MAX_DROP, 0), min(j + 2, height)):
-                if steps[a & wrap, b & wrap, c] < best:
-                    best, u, v, w = steps[a & wrap, b & wrap, c], a, b, c
+                there = steps[a & wrap, b & wrap, c]
+                if there < best and _has_headroom(blocks, i & wrap, k & wrap, j, a & wrap, b & wrap, c):
+                    best, u, v, w = there, a, b, c
         if (u, v) == (i, k):
             break
         i, k, j, low, high = u, v, w, min(low, w), max(high, w)
