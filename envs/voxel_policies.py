@@ -122,8 +122,7 @@ class _Walker:
             body = self._env.body
             places.append((body.x, body.z))
             if len(places) == 4 and self._distance(places[0]) < 3.0:  # caught in a pit or a cave
-                yield from self._dig_stairs()
-                yield from self._dig_stairs()
+                yield from self._walk_to(target, patience=50)
             gait = "sprint" if self.can("sprint") and self._rng.random() < 0.3 else "forward"
             for _ in range(self._some(4, 16)):
                 before = (body.x, body.z)
@@ -499,7 +498,7 @@ def _has_headroom(blocks, x, z, y, i, k, j):
 def _follow(blocks, steps, reach, x, z, y):
     """Whether there is a way from a place, and x and z of the column up to so many steps on that is straight ahead.
 
-    Straight ahead is what has only places of the same height, from which there are ways too, between it and here.
+    Straight ahead is what lies along the grid, or across level ground from all of which there are ways.
     """
     wrap, height = steps.shape[0] - 1, steps.shape[2]
     for drop in range(4):  # jumping, or on the edge of a block
@@ -508,7 +507,7 @@ def _follow(blocks, steps, reach, x, z, y):
             break
     else:
         return False, x, z
-    i, k, j, low, high = x, z, y, y, y
+    i, k, j, level = x, z, y, True
     end_x, end_z = x, z
     for count in range(reach):
         best, u, v, w = steps[i & wrap, k & wrap, j], i, k, j
@@ -520,15 +519,14 @@ def _follow(blocks, steps, reach, x, z, y):
                     best, u, v, w = there, a, b, c
         if (u, v) == (i, k):
             break
-        i, k, j, low, high = u, v, w, min(low, w), max(high, w)
-        open_all = True
-        for a in range(min(x, i), max(x, i) + 1):
-            for b in range(min(z, k), max(z, k) + 1):
-                open_one = False
-                for c in range(low, high + 1):
-                    open_one |= steps[a & wrap, b & wrap, c] != FAR
-                open_all &= open_one
-        if count > 0 and not open_all:
+        i, k, j, level = u, v, w, level and w == y
+        straight = i == x or k == z
+        if not straight and level:
+            straight = True
+            for a in range(min(x, i), max(x, i) + 1):
+                for b in range(min(z, k), max(z, k) + 1):
+                    straight &= steps[a & wrap, b & wrap, y] != FAR
+        if not straight or abs(i - x) + abs(k - z) != count + 1:
             break
         end_x, end_z = i, k
     return True, end_x, end_z
