@@ -121,7 +121,7 @@ class Body:
         self.speed = 0.0
 
     def _walk(self, dx: float, dz: float) -> bool:
-        """Move piece by piece, one axis after the other, which lets the body slide along walls; whether none held it."""
+        """Move piece by piece, one axis after the other, which lets it slide along walls; whether none held it up."""
         num_parts = math.ceil(max(abs(dx), abs(dz)) / self._motion.part)
         free = True
         for _ in range(num_parts):

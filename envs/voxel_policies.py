@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 POLICIES = ("explore", "tour", "revisit")
 ARRIVED = 2.5  # blocks from a target at which it counts as reached
-FAR = 1 << 30  # steps to a target that cannot be walked to
-MAX_STILL = 8  # steps without moving after which a walker digs or turns away; twice as many where each block is jumped onto
+FAR = 65535  # steps to a target that cannot be walked to
+MAX_STILL = 8  # steps without moving after which a walker digs or turns away; twice as many where it must jump
 MAX_DROP = 3  # blocks that a planned step may lead down
 
 # The collection of the TECO data: forward with this probability, each choice held, and a turn after a long walk.
@@ -224,6 +224,7 @@ class _Walker:
         """Dig one step of a staircase out of a pit or a cave: the block ahead, the one above it, and the ceiling."""
         yield from self._face_level()
         yield from self._face_grid()
+        yield from self._nudge(math.floor(self._env.body.x) + 0.5, math.floor(self._env.body.z) + 0.5)
         yield from self._do("forward", 3)
         yield from self._do("dig")
         yield from self._do("look_up", 3)
@@ -301,7 +302,7 @@ class _Walker:
     def _walk_to(self, target: tuple[float, float], *, gait: str = "forward", patience: int = 200) -> Iterator[int]:
         """Follow the shortest walkable way to a target, at most for some steps; dig a way where there is none."""
         env = self._env
-        steps = np.empty(env.world.blocks.shape, np.int32)
+        steps = np.empty(env.world.blocks.shape, np.uint16)
         edits, still, trouble = -1, 0, 0
         waypoint: tuple[float, float] | None = None
         age = 0  # steps that the waypoint has been gone for
@@ -313,9 +314,10 @@ class _Walker:
             held = still > 1
             if waypoint is None or held or age > 16 or self._distance(waypoint) < 0.7:
                 waypoint, age = self._waypoint(steps, 1 if held else 6), 0
-            if still > (MAX_STILL if env.motion.climbs else 2 * MAX_STILL) or (waypoint is None and self._is_down()):
+            lost = waypoint is None and self._is_down()
+            if lost or still > (MAX_STILL if env.motion.climbs else 2 * MAX_STILL):
                 still, waypoint, trouble, patience = 0, None, trouble + 1, patience - 20
-                if self.can("dig") and trouble % 3:
+                if self.can("dig") and (lost or trouble % 3):
                     yield from self._dig_stairs()
                 elif trouble > 1:
                     return  # another target may be within reach
@@ -335,10 +337,11 @@ class _Walker:
 
     def _waypoint(self, steps: np.ndarray, reach: int) -> tuple[float, float] | None:
         """The middle of a column up to so many steps on along the shortest way; None if there is no way."""
-        body, size = self._env.body, self._env.world.size
+        body, world = self._env.body, self._env.world
         surface = body.water_surface
-        found, x, z = _follow(self._env.world.blocks, steps, reach, int(body.x), int(body.z), math.floor(body.y if surface is None else surface))
-        return ((x + 0.5) % size, (z + 0.5) % size) if found else None
+        height = math.floor(body.y if surface is None else surface)
+        found, x, z = _follow(world.blocks, steps, reach, int(body.x), int(body.z), height)
+        return ((x + 0.5) % world.size, (z + 0.5) % world.size) if found else None
 
     # revisit
 

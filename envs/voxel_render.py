@@ -1,13 +1,14 @@
 """The picture of the voxel world: a ray caster on the block grid.
 
-Every pixel follows one ray; pixels on the outline of a surface are averaged with two more. Textures are
-read from a mip pyramid, so that far ground is calm instead of shimmering.
+Every pixel follows one ray; pixels on the outline of a surface are averaged with two more. The rays of a tile start
+together, behind the air that all of them cross. Textures are read from a mip pyramid, so that far ground is calm
+instead of shimmering.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -43,6 +44,9 @@ STAR_CELLS = 44  # places for stars along one side of the sky
 FACE_SHADES = np.array([0.66, 0.82, 1.0, 0.55], np.float32)  # x sides, z sides, top, bottom
 OCCLUDED = 0.4  # how bright a corner cell filled by a block counts, relative to the cell before the face
 PAD_HEIGHT = 0.03  # blocks that a lily pad floats above the bottom of its cell
+# How to compile what is done for each ray. Counting references to the arrays of a scene, with an atomic operation each
+# time, took more than half of a frame's time; nothing that is compiled so makes an array.
+RAY: dict[str, Any] = {"cache": True, "error_model": "numpy", "_nrt": False}
 TILE = 8  # pixels along each side of a tile, whose rays start together
 RUN = 128  # rays whose directions are computed together
 ENDLESS = 1e9  # depth of a start beyond all that there is
@@ -179,7 +183,7 @@ def _draw(scene, axes, frame):
             frame[row, column, channel] = min(max(total / 3.0, 0.0), 255.0)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(**RAY)
 def _trace_all(scene, axes, size, points, starts, rays, colors, surfaces):
     """Cast a ray through each of (N, 2) points of the picture: (N, 3) colors and (N,) surfaces, written."""
     half, scale = size * 0.5, 2.0 * HALF_FIELD_OF_VIEW / size
@@ -208,7 +212,7 @@ def _trace_all(scene, axes, size, points, starts, rays, colors, surfaces):
             colors[at, 0], colors[at, 1], colors[at, 2] = red, green, blue
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(**RAY)
 def _find_starts(scene, axes, size, starts):
     """Write for each tile of the picture how far its rays go through nothing but air.
 
@@ -228,7 +232,6 @@ def _find_starts(scene, axes, size, starts):
                     depth = ENDLESS
                 elif _is_free(scene, depth, depth + step, x_range, y_range, z_range):
                     depth += step
-                    step = min(step, 1.0 + 0.1 * depth)
                 elif step > 0.3:
                     step *= 0.5
                 else:
@@ -236,7 +239,7 @@ def _find_starts(scene, axes, size, starts):
             starts[row, column] = max(depth - 1e-6, 0.0)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _bounds(ahead, right, up, left, top, extent):
     """Least and largest component of the directions through a square of the picture."""
     middle = ahead + (left + 0.5 * extent) * right + (top - 0.5 * extent) * up
@@ -244,7 +247,7 @@ def _bounds(ahead, right, up, left, top, extent):
     return middle - spread, middle + spread
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _is_free(scene, near, far, x_range, y_range, z_range):
     """Whether a bundle of rays meets only air between two depths."""
     first_x, last_x = _cells(scene.eye[0], near, far, x_range)
@@ -263,14 +266,14 @@ def _is_free(scene, near, far, x_range, y_range, z_range):
     return True
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _cells(eye, near, far, directions):
     """First and last cell along an axis that directions in a range touch between two depths."""
     low, high = directions
     return math.floor(eye + min(near * low, far * low)), math.floor(eye + max(near * high, far * high))
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _differs(colors, surfaces, pixel, other, contrast):
     """Whether two pixels show different surfaces in colors that can be told apart."""
     if surfaces[pixel] == surfaces[other]:
@@ -281,10 +284,11 @@ def _differs(colors, surfaces, pixel, other, contrast):
     return total > contrast
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _trace(scene, ray, gaps, start, pixel_angle):
     """Walk from block to block until something solid, and mix plants, water and fog over it.
 
+    The walk begins at a distance up to which there is only air; 0 is the eye, which may be anywhere.
     Returns red, green and blue, and a number that is the same for all pixels of a surface.
     """
     blocks, tops, look = scene.blocks, scene.tops, scene.look
@@ -378,7 +382,7 @@ def _trace(scene, ray, gaps, start, pixel_angle):
     return red, green, blue, surface
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _is_submerged(blocks, x, y, z, oy):
     """Whether a point inside a block of water lies below its surface."""
     wrap = blocks.shape[0] - 1
@@ -386,7 +390,7 @@ def _is_submerged(blocks, x, y, z, oy):
     return covered or oy - y < WATER_SURFACE
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(**RAY)
 def _veil(scene, x, y, z, axis, block, dx, dy, dz, enter, leave, pixel_angle):
     """What a plant or a pane of glass shows of itself to a ray, and what share it lets through.
 
@@ -415,7 +419,7 @@ def _veil(scene, x, y, z, axis, block, dx, dy, dz, enter, leave, pixel_angle):
     return red, green, blue, clear
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(**RAY)
 def _glaze(scene, x, y, z, block, u, v, distance, pixel_angle, red, green, blue, clear):
     """Put one see-through texel behind what a ray has gathered already."""
     wrap = scene.blocks.shape[0] - 1
@@ -442,7 +446,7 @@ def _glaze(scene, x, y, z, block, u, v, distance, pixel_angle, red, green, blue,
     return red, green, blue, clear * (1.0 - opacity)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(**RAY)
 def _opacity(textures, texture, u, v, footprint):
     """Opacity of a texture at u, v in [0, 1), from the mip that suits a footprint given in texels."""
     level = 0
@@ -452,7 +456,7 @@ def _opacity(textures, texture, u, v, footprint):
     return textures[texture, level, min(int(v * 16.0), 15) >> level, min(int(u * 16.0), 15) >> level, 4]
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _enter_water(blocks, x, y, z, oy, dy, distance, leave):
     """Distance at which a ray enters the water of a block, or -1: the surface lies below the block's top."""
     wrap = blocks.shape[0] - 1
@@ -468,14 +472,14 @@ def _enter_water(blocks, x, y, z, oy, dy, distance, leave):
     return -1.0
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _haze(look, distance):
     """Share of fog in [0, 1]."""
     share = min(max((distance - look.fog_start) / (look.view_distance - look.fog_start), 0.0), 1.0)
     return share * share * (3.0 - 2.0 * share)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _sky(scene, dx, dy, dz, with_clouds):
     """Sky gradient; with the square sun and moon, stars and flat clouds if asked for."""
     sky = scene.sky
@@ -521,7 +525,7 @@ def _sky(scene, dx, dy, dz, with_clouds):
     return red, green, blue
 
 
-@njit(cache=True, error_model="numpy", _nrt=False)
+@njit(**RAY)
 def _star(dx, dy, dz):
     """Brightness of the star in a direction, 0 where there is none; at most one in each cell of a grid on a cube."""
     largest = max(abs(dx), max(abs(dy), abs(dz)))
@@ -536,7 +540,7 @@ def _star(dx, dy, dz):
     return 0.35 + 0.65 * ((code >> 8) & 255) / 255.0 if u - i < 0.6 and v - j < 0.6 else 0.0
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _texel(textures, texture, u, v, footprint):
     """Texture color at u, v in [0, 1), averaged over a footprint given in texels."""
     lod = 0.0
@@ -557,7 +561,7 @@ def _texel(textures, texture, u, v, footprint):
     return red, green, blue, tinted
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _shade(scene, x, y, z, axis, block, dx, dy, dz, distance, pixel_angle):
     """Textured, tinted and lit color of the face of a block that a ray hits."""
     eye, wrap = scene.eye, scene.blocks.shape[0] - 1
@@ -588,7 +592,7 @@ def _shade(scene, x, y, z, axis, block, dx, dy, dz, distance, pixel_angle):
     return red * land[LAND_TINT], green * land[LAND_TINT + 1], blue * land[LAND_TINT + 2]
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _light_at(light, brightness, x, z, y, center):
     """Brightness of a cell beside a face; blocks darken the corner that they make."""
     if y < 0 or y >= light.shape[2]:
@@ -598,7 +602,7 @@ def _light_at(light, brightness, x, z, y, center):
     return brightness[level] if level > 0 else center * np.float32(OCCLUDED)
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _smooth_light(light, brightness, x, y, z, axis, side, u, v):
     """Light on a face: the mean of the four cells around each corner, interpolated between the corners."""
     x, z, y = x + (side if axis == 0 else 0), z + (side if axis == 1 else 0), y + (side if axis == 2 else 0)
@@ -628,7 +632,7 @@ def _smooth_light(light, brightness, x, y, z, axis, side, u, v):
     return total
 
 
-@njit(cache=True, error_model="numpy", _nrt=False, forceinline=True)
+@njit(**RAY, forceinline=True)
 def _under_water(scene, color, sky, place, dx, dy, dz, pixel_angle):
     """Mix the water over what lies in it: darker with depth, more like the sky at a flat angle."""
     water_x, water_y, water_z, start, depth = place

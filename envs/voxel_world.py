@@ -37,7 +37,7 @@ class World:
         flows: water runs on, and sand falls; otherwise an edit fills with water only the dug block itself.
         light: (x, z, y) uint8, see voxel_light.
         tops: (x, z) uint8, y of the first cell with nothing but air above it and in it.
-        filled: (x, z) uint64, bit y is 1 where a column holds anything but air.
+        filled: (x, z) uint64, bit y is 1 where a column holds anything but air; so no world is higher than 64.
         num_edits: how many blocks have been changed.
     """
 
