@@ -47,6 +47,7 @@ class Motion:
         max_fall: speed; below one block, so that no floor is skipped.
         swim_speed: upwards and downwards.
         swim_depth: how far below the surface the feet of a swimmer hang.
+        leave_speed: upwards, of a swimmer who jumps against a bank; 0 takes a bank as a step in walking.
         part: longest piece of a stride that is tried at once, and so the widest gap left before a wall.
         climbs: a step one block up is taken in walking.
         glides: the eye follows such a step in several frames.
@@ -62,6 +63,7 @@ class Motion:
     max_fall: float = 0.9
     swim_speed: float
     swim_depth: float
+    leave_speed: float = 0.0
     part: float
     climbs: bool = True
     glides: bool = False
@@ -165,8 +167,8 @@ TECO = _control(
         ("yaw_right", ("right",), Effect(turn=1, jump=True)),
     ),
     motion=Motion(
-        stride=0.216, jump_speed=0.42, gravity=0.08, drag=0.98, swim_speed=0.1, swim_depth=1.3, part=0.11,
-        climbs=False,
+        stride=0.216, jump_speed=0.42, gravity=0.08, drag=0.98, swim_speed=0.1, swim_depth=1.3, leave_speed=0.3,
+        part=0.11, climbs=False,
     ),
     headings=18,
     max_tilts=0,

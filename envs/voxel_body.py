@@ -84,7 +84,7 @@ class Body:
         """
         motion = self._motion
         self.lag = self.lag * GLIDE if self.lag > 0.06 else 0.0
-        if effect.jump and self.grounded:
+        if effect.jump and self.grounded and not (motion.leave_speed and self.water_surface is not None):
             self.speed, self.leaping = motion.jump_speed, motion.leaps
         self._move_vertically(motion.dives and effect.ahead > 0 and tilt < 0)
         ahead = effect.ahead
@@ -93,12 +93,16 @@ class Body:
         if ahead or effect.aside:
             stride = motion.sprint if effect.sprint else motion.stride
             right = math.cos(angle) * effect.aside, -math.sin(angle) * effect.aside
-            self._walk(stride * (ahead * math.sin(angle) + right[0]), stride * (ahead * math.cos(angle) + right[1]))
+            free = self._walk(
+                stride * (ahead * math.sin(angle) + right[0]), stride * (ahead * math.cos(angle) + right[1])
+            )
+            if not free and motion.leave_speed and effect.jump and self.water_surface is not None:
+                self.speed = motion.leave_speed
 
     def _move_vertically(self, diving: bool) -> None:
         """Fall, rise or swim by one step, and stop at floors and ceilings."""
         motion, surface = self._motion, self.water_surface
-        if surface is not None:
+        if surface is not None and not (motion.leave_speed and self.speed > 0.0):
             wanted = -motion.swim_speed if diving else surface - motion.swim_depth - self.y
             change = min(max(wanted, -motion.swim_speed), motion.swim_speed)
             self.speed, self.leaping = 0.0, False
@@ -116,26 +120,30 @@ class Body:
             self.leaping = False
         self.speed = 0.0
 
-    def _walk(self, dx: float, dz: float) -> None:
-        """Move piece by piece, one axis after the other, which lets the body slide along walls."""
+    def _walk(self, dx: float, dz: float) -> bool:
+        """Move piece by piece, one axis after the other, which lets it slide along walls; whether none held it up."""
         num_parts = math.ceil(max(abs(dx), abs(dz)) / self._motion.part)
+        free = True
         for _ in range(num_parts):
             climbs = self._motion.climbs and (self.grounded or self.water_surface is not None)
             for part_x, part_z in ((dx / num_parts, 0.0), (0.0, dz / num_parts)):
-                self._shift(part_x, part_z, climbs)
+                free &= self._shift(part_x, part_z, climbs)
+        return free
 
-    def _shift(self, dx: float, dz: float, climbs: bool) -> None:
-        """Move along one axis, if nothing is in the way, or onto a block that is."""
+    def _shift(self, dx: float, dz: float, climbs: bool) -> bool:
+        """Move along one axis, if nothing is in the way, or onto a block that is; whether it did."""
         size = self._world.size
         x, z = (self.x + dx) % size, (self.z + dz) % size
         if self.fits(x, self.y, z):
             self.x, self.z = x, z
-            return
+            return True
         higher = math.ceil(self.y) + 1.0
         if climbs and self.fits(x, higher, z) and self.fits(self.x, higher, self.z):
             if self._motion.glides:
                 self.lag += higher - self.y
             self.x, self.y, self.z = x, higher, z
+            return True
+        return False
 
 
 def aim(

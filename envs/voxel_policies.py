@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numba import njit
 
-from farworld.envs.voxel_blocks import AIR, FIRST_PLANT, LEAF_KINDS, TRUNK_KINDS, WATER
+from farworld.envs.voxel_blocks import AIR, SOLID, WATER
 
 if TYPE_CHECKING:
     from farworld.envs.voxel import VoxelEnv
 
 POLICIES = ("explore", "tour", "revisit")
 ARRIVED = 2.5  # blocks from a target at which it counts as reached
-FAR = 1 << 30  # steps to a target that cannot be walked to
-_BARRIERS = np.array(TRUNK_KINDS)
-_SOFT = np.array((AIR, *LEAF_KINDS))
+FAR = 65535  # steps to a target that cannot be walked to
+MAX_STILL = 8  # steps without moving after which a walker digs or turns away; twice as many where it must jump
+MAX_DROP = 3  # blocks that a planned step may lead down
 
 # The collection of the TECO data: forward with this probability, each choice held, and a turn after a long walk.
 TECO_FORWARD = 0.9
@@ -88,10 +88,10 @@ class _Walker:
         headings = self._env.headings
         return (math.atan2(dx, dz) / math.tau * headings - self._env.heading + headings / 2) % headings - headings / 2
 
-    def _towards(self, target: tuple[float, float], *, gait: str = "forward") -> str:
+    def _towards(self, target: tuple[float, float], *, gait: str = "forward", tolerance: float = 1.0) -> str:
         """One step of a smooth walk: ahead if the heading is about right, else turning, mostly while walking."""
         error = self._error(target)
-        if abs(error) < 1.0:
+        if abs(error) < tolerance:
             return gait
         side = "right" if error > 0 else "left"
         if abs(error) > 4.0 or self._rng.random() < 0.3 or not self.can(f"{gait}_{side}"):
@@ -122,8 +122,7 @@ class _Walker:
             body = self._env.body
             places.append((body.x, body.z))
             if len(places) == 4 and self._distance(places[0]) < 3.0:  # caught in a pit or a cave
-                yield from self._dig_stairs()
-                yield from self._dig_stairs()
+                yield from self._walk_to(target, patience=50)
             gait = "sprint" if self.can("sprint") and self._rng.random() < 0.3 else "forward"
             for _ in range(self._some(4, 16)):
                 before = (body.x, body.z)
@@ -225,6 +224,7 @@ class _Walker:
         """Dig one step of a staircase out of a pit or a cave: the block ahead, the one above it, and the ceiling."""
         yield from self._face_level()
         yield from self._face_grid()
+        yield from self._nudge(math.floor(self._env.body.x) + 0.5, math.floor(self._env.body.z) + 0.5)
         yield from self._do("forward", 3)
         yield from self._do("dig")
         yield from self._do("look_up", 3)
@@ -300,47 +300,48 @@ class _Walker:
         return float(x) + 0.5, float(z) + 0.5
 
     def _walk_to(self, target: tuple[float, float], *, gait: str = "forward", patience: int = 200) -> Iterator[int]:
-        """Follow the shortest walkable way to a target, at most for some steps."""
+        """Follow the shortest walkable way to a target, at most for some steps; dig a way where there is none."""
         env = self._env
-        ground = np.empty(env.world.tops.shape, np.int16)
-        steps = np.empty(env.world.tops.shape, np.int32)
-        edits, stuck = -1, 0
+        steps = np.empty(env.world.blocks.shape, np.uint16)
+        edits, still, trouble = -1, 0, 0
+        waypoint: tuple[float, float] | None = None
+        age = 0  # steps that the waypoint has been gone for
         while patience > 0 and self._distance(target) > ARRIVED:
             if edits != env.world.num_edits:  # the land has changed, or nothing is known yet
-                edits = env.world.num_edits
-                _measure_ground(env.world.blocks, env.world.tops, ground)
-                _spread_steps(ground, int(target[0]), int(target[1]), steps)
-            waypoint = self._waypoint(steps)
-            here = ground[int(env.body.x), int(env.body.z)]
-            if self.can("dig") and stuck > 2 and (waypoint is None or here > env.body.y + 1.5):  # in a pit, or a cave
-                stuck = 0
-                yield from self._dig_stairs()
-                patience -= 30
+                edits, waypoint = env.world.num_edits, None
+                _spread_steps(env.world.blocks, int(target[0]), int(target[1]), steps)
+            # Held up, it is led from column to column; else it keeps to a waypoint, or two ways could take turns.
+            held = still > 1
+            if waypoint is None or held or age > 16 or self._distance(waypoint) < 0.7:
+                waypoint, age = self._waypoint(steps, 1 if held else 6), 0
+            lost = waypoint is None and self._is_down()
+            if lost or still > (MAX_STILL if env.motion.climbs else 2 * MAX_STILL):
+                still, waypoint, trouble, patience = 0, None, trouble + 1, patience - 20
+                if self.can("dig") and (lost or trouble % 3):
+                    yield from self._dig_stairs()
+                elif trouble > 1:
+                    return  # another target may be within reach
+                else:
+                    yield from self._get_unstuck()
                 continue
-            waypoint = waypoint or target
             before = (env.body.x, env.body.z)
-            name = self._towards(waypoint, gait=gait)
+            name = self._towards(waypoint or target, gait=gait, tolerance=0.55 if held else 1.0)
             yield from self._do(name)
-            patience -= 1
-            still = not name.startswith("turn") and self._distance(before) < 0.05
-            stuck = stuck + 1 if still else max(stuck - 1, 0) if not name.startswith("turn") else stuck
-            if stuck > 6:
-                stuck = 0
-                yield from self._get_unstuck()
-                patience -= 15
+            patience, age = patience - 1, age + 1
+            if not name.startswith("turn"):
+                still = still + 1 if self._distance(before) < 0.05 else 0
 
-    def _waypoint(self, steps: np.ndarray) -> tuple[float, float] | None:
-        """The middle of the column that is six steps on along the shortest way; None if there is none."""
-        x, z, size = int(self._env.body.x), int(self._env.body.z), self._env.world.size
-        if steps[x, z] >= FAR:
-            return None
-        for _ in range(6):
-            around = [((x + dx) % size, (z + dz) % size) for dx in (-1, 0, 1) for dz in (-1, 0, 1)]
-            best = min(around, key=lambda cell: int(steps[cell]))
-            if steps[best] >= steps[x, z]:
-                break
-            x, z = best
-        return x + 0.5, z + 0.5
+    def _is_down(self) -> bool:
+        """Whether the body stands or swims, rather than flies."""
+        return self._env.body.grounded or self._env.body.water_surface is not None
+
+    def _waypoint(self, steps: np.ndarray, reach: int) -> tuple[float, float] | None:
+        """The middle of a column up to so many steps on along the shortest way; None if there is no way."""
+        body, world = self._env.body, self._env.world
+        surface = body.water_surface
+        height = math.floor(body.y if surface is None else surface)
+        found, x, z = _follow(world.blocks, steps, reach, int(body.x), int(body.z), height)
+        return ((x + 0.5) % world.size, (z + 0.5) % world.size) if found else None
 
     # revisit
 
@@ -371,9 +372,14 @@ class _Walker:
 
     def _out_and_back_out(self) -> Iterator[int]:
         """Walk ahead and the same way backwards, seeing the same pictures in reverse."""
-        pose = self._pose()
-        num_steps = self._some(5, 30)
-        yield from self._do("forward", num_steps)
+        pose, body = self._pose(), self._env.body
+        num_steps = 0
+        for _ in range(self._some(5, 30)):
+            before = (body.x, body.z)
+            yield from self._do("forward")
+            num_steps += 1
+            if self._distance(before) < 0.05:
+                break
         yield from self._do("noop", self._some(0, 3))
         yield from self._do("backward", num_steps)
         yield from self._return_to(pose)
@@ -445,44 +451,85 @@ class _Walker:
 
 
 @njit(cache=True)
-def _measure_ground(blocks, tops, ground):
-    """Write y of the first cell above what a walker stands on in each column, -1 where a trunk stands."""
-    for x in range(blocks.shape[0]):
-        for z in range(blocks.shape[1]):
-            y = int(tops[x, z]) - 1
-            while y > 0:
-                block = blocks[x, z, y]
-                leaf = False
-                for soft in _SOFT:
-                    leaf |= block == soft
-                if not (leaf or block >= FIRST_PLANT):
-                    break
-                y -= 1
-            ground[x, z] = y + 1
-            for barrier in _BARRIERS:
-                if blocks[x, z, y] == barrier:
-                    ground[x, z] = -1
+def _can_stand(blocks, x, z, y):
+    """Whether a body can have its feet in a cell: on something solid, or at the surface of water."""
+    if y < 1 or y >= blocks.shape[2] or SOLID[blocks[x, z, y]]:
+        return False
+    above = blocks[x, z, y + 1] if y + 1 < blocks.shape[2] else AIR
+    if SOLID[above]:
+        return False
+    return above != WATER if blocks[x, z, y] == WATER else SOLID[blocks[x, z, y - 1]] == 1
 
 
 @njit(cache=True)
-def _spread_steps(ground, x, z, steps):
-    """Breadth-first from a target: write how many columns away from it each one is, by ways that can be walked."""
-    size = ground.shape[0]
+def _spread_steps(blocks, x, z, steps):
+    """Breadth-first from all places in a column: write how many steps away from it each (x, z, y) is, FAR if no way.
+
+    A step leads to one of the four columns around, one block up at most or down to the first floor, three blocks at
+    most.
+    """
+    wrap, height = blocks.shape[0] - 1, blocks.shape[2]
     steps[:] = FAR
-    queue = np.empty((size * size, 2), np.int32)
-    queue[0, 0], queue[0, 1] = x, z
-    steps[x, z] = 0
-    head, tail = 0, 1
-    while head < tail:
-        i, k = queue[head]
+    queue = [(x, z, y) for y in range(height) if _can_stand(blocks, x, z, y)]
+    for i, k, j in queue:
+        steps[i, k, j] = 0
+    head = 0
+    while head < len(queue):
+        i, k, j = queue[head]
         head += 1
         for side in range(4):
-            u = (i + (side == 0) - (side == 1)) % size
-            v = (k + (side == 2) - (side == 3)) % size
-            # From (u, v) one walks to (i, k): one block up at most, three down.
-            rise = ground[i, k] - ground[u, v]
-            target_wall = ground[i, k] < 0 and steps[i, k] > 0
-            if steps[u, v] == FAR and ground[u, v] >= 0 and not target_wall and -3 <= rise <= 1:
-                steps[u, v] = steps[i, k] + 1
-                queue[tail, 0], queue[tail, 1] = u, v
-                tail += 1
+            u, v = (i + (side == 0) - (side == 1)) & wrap, (k + (side == 2) - (side == 3)) & wrap
+            for y in range(max(j - 1, 0), min(j + MAX_DROP + 1, height)):
+                if steps[u, v, y] == FAR and _can_stand(blocks, u, v, y) and _has_headroom(blocks, u, v, y, i, k, j):
+                    steps[u, v, y] = steps[i, k, j] + 1
+                    queue.append((u, v, y))
+
+
+@njit(cache=True)
+def _has_headroom(blocks, x, z, y, i, k, j):
+    """Whether a body that can stand in (x, z, y) and in (i, k, j) beside it gets from there to here with its head."""
+    for above in range(y + 2, min(j + 2, blocks.shape[2])):  # jumping up
+        if SOLID[blocks[x, z, above]]:
+            return False
+    for above in range(j + 2, min(y + 2, blocks.shape[2])):  # stepping off
+        if SOLID[blocks[i, k, above]]:
+            return False
+    return True
+
+
+@njit(cache=True)
+def _follow(blocks, steps, reach, x, z, y):
+    """Whether there is a way from a place, and x and z of the column up to so many steps on that is straight ahead.
+
+    Straight ahead is what lies along the grid, or across level ground from all of which there are ways.
+    """
+    wrap, height = steps.shape[0] - 1, steps.shape[2]
+    for drop in range(4):  # jumping, or on the edge of a block
+        if 0 <= y - drop < height and steps[x, z, y - drop] != FAR:
+            y -= drop
+            break
+    else:
+        return False, x, z
+    i, k, j, level = x, z, y, True
+    end_x, end_z = x, z
+    for count in range(reach):
+        best, u, v, w = steps[i & wrap, k & wrap, j], i, k, j
+        for side in range(4):
+            a, b = i + (side == 0) - (side == 1), k + (side == 2) - (side == 3)
+            for c in range(max(j - MAX_DROP, 0), min(j + 2, height)):
+                there = steps[a & wrap, b & wrap, c]
+                if there < best and _has_headroom(blocks, i & wrap, k & wrap, j, a & wrap, b & wrap, c):
+                    best, u, v, w = there, a, b, c
+        if (u, v) == (i, k):
+            break
+        i, k, j, level = u, v, w, level and w == y
+        straight = i == x or k == z
+        if not straight and level:
+            straight = True
+            for a in range(min(x, i), max(x, i) + 1):
+                for b in range(min(z, k), max(z, k) + 1):
+                    straight &= steps[a & wrap, b & wrap, y] != FAR
+        if not straight or abs(i - x) + abs(k - z) != count + 1:
+            break
+        end_x, end_z = i, k
+    return True, end_x, end_z

@@ -1,13 +1,14 @@
 """The picture of the voxel world: a ray caster on the block grid.
 
-Every pixel follows one ray; pixels on the outline of a surface are averaged with two more. Textures are
-read from a mip pyramid, so that far ground is calm instead of shimmering.
+Every pixel follows one ray; pixels on the outline of a surface are averaged with two more. The rays of a tile start
+together, behind the air that all of them cross. Textures are read from a mip pyramid, so that far ground is calm
+instead of shimmering.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
@@ -43,6 +44,12 @@ STAR_CELLS = 44  # places for stars along one side of the sky
 FACE_SHADES = np.array([0.66, 0.82, 1.0, 0.55], np.float32)  # x sides, z sides, top, bottom
 OCCLUDED = 0.4  # how bright a corner cell filled by a block counts, relative to the cell before the face
 PAD_HEIGHT = 0.03  # blocks that a lily pad floats above the bottom of its cell
+# How to compile what is done for each ray. Counting references to the arrays of a scene, with an atomic operation each
+# time, took more than half of a frame's time; nothing that is compiled so makes an array.
+RAY: dict[str, Any] = {"cache": True, "error_model": "numpy", "_nrt": False}
+TILE = 8  # pixels along each side of a tile, whose rays start together
+RUN = 128  # rays whose directions are computed together
+ENDLESS = 1e9  # depth of a start beyond all that there is
 OUTLINE_CONTRAST = 14.0  # difference in red, green and blue together from which an outline is worth smoothing
 
 
@@ -78,6 +85,7 @@ class _Scene(NamedTuple):
 
     blocks: np.ndarray
     tops: np.ndarray
+    filled: np.ndarray
     light: np.ndarray
     grass_tint: np.ndarray
     water_tint: np.ndarray
@@ -113,6 +121,7 @@ def render(
     scene = _Scene(
         blocks=world.blocks,
         tops=world.tops,
+        filled=world.filled,
         light=world.light,
         grass_tint=world.grass_tint,
         water_tint=world.water_tint,
@@ -140,7 +149,10 @@ def _draw(scene, axes, frame):
     for row in range(size):
         for column in range(size):
             points[row * size + column, 0], points[row * size + column, 1] = row + 0.5, column + 0.5
-    _trace_all(scene, axes, size, points, colors, surfaces)
+    starts = np.zeros((size // TILE, size // TILE))
+    if not scene.look.first_release:
+        _find_starts(scene, axes, size, starts)
+    _trace_all(scene, axes, size, points, starts, np.empty((7, RUN)), colors, surfaces)
     contrast = -1.0 if scene.look.first_release else OUTLINE_CONTRAST
     outline = np.empty((num_pixels, 2), np.int64)
     num_outline = 0
@@ -163,7 +175,7 @@ def _draw(scene, axes, frame):
         points[i, 0] = row + 0.2 + 0.6 * (i & 1)
         points[i, 1] = column + 0.2 + 0.6 * ((i & 1) ^ ((row + column) & 1))
     more = np.empty((2 * num_outline, 3))
-    _trace_all(scene, axes, size, points, more, np.empty(2 * num_outline, np.int64))
+    _trace_all(scene, axes, size, points, starts, np.empty((7, RUN)), more, np.empty(2 * num_outline, np.int64))
     for i in range(num_outline):
         row, column = outline[i]
         for channel in range(3):
@@ -171,17 +183,97 @@ def _draw(scene, axes, frame):
             frame[row, column, channel] = min(max(total / 3.0, 0.0), 255.0)
 
 
-@njit(cache=True, error_model="numpy")
-def _trace_all(scene, axes, size, points, colors, surfaces):
+@njit(**RAY)
+def _trace_all(scene, axes, size, points, starts, rays, colors, surfaces):
     """Cast a ray through each of (N, 2) points of the picture: (N, 3) colors and (N,) surfaces, written."""
     half, scale = size * 0.5, 2.0 * HALF_FIELD_OF_VIEW / size
-    for i in range(len(points)):
-        dx, dy, dz = _direction(axes, (points[i, 1] - half) * scale, (half - points[i, 0]) * scale)
-        red, green, blue, surfaces[i] = _trace(scene, dx, dy, dz, scale)
-        colors[i, 0], colors[i, 1], colors[i, 2] = red, green, blue
+    forward, right, up = axes
+    # Directions, lengths and inverses are computed in runs, which the compiler does for several rays at once.
+    for begin in range(0, len(points), RUN):
+        num_rays = min(RUN, len(points) - begin)
+        for i in range(num_rays):
+            across, upward = (points[begin + i, 1] - half) * scale, (half - points[begin + i, 0]) * scale
+            dx = forward[0] + across * right[0] + upward * up[0]
+            dy = forward[1] + across * right[1] + upward * up[1]
+            dz = forward[2] + across * right[2] + upward * up[2]
+            length = math.sqrt(dx * dx + dy * dy + dz * dz)
+            rays[0, i], rays[1, i], rays[2, i], rays[3, i] = dx / length, dy / length, dz / length, length
+        for i in range(num_rays):
+            # A direction that is exactly along an axis never reaches the other planes.
+            rays[4, i] = min(1.0 / abs(rays[0, i]), 1e30)
+            rays[5, i] = min(1.0 / abs(rays[1, i]), 1e30)
+            rays[6, i] = min(1.0 / abs(rays[2, i]), 1e30)
+        for i in range(num_rays):
+            ray = (rays[0, i], rays[1, i], rays[2, i])
+            gaps = (rays[4, i], rays[5, i], rays[6, i])
+            at = begin + i
+            start = starts[int(points[at, 0]) // TILE, int(points[at, 1]) // TILE] * rays[3, i]
+            red, green, blue, surfaces[at] = _trace(scene, ray, gaps, start, scale)
+            colors[at, 0], colors[at, 1], colors[at, 2] = red, green, blue
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(**RAY)
+def _find_starts(scene, axes, size, starts):
+    """Write for each tile of the picture how far its rays go through nothing but air.
+
+    Distances are depths, along the axis of the picture, in which the sides of such a bundle of rays are straight.
+    """
+    half, scale = size * 0.5, 2.0 * HALF_FIELD_OF_VIEW / size
+    forward, right, up = axes
+    for row in range(starts.shape[0]):
+        for column in range(starts.shape[1]):
+            left, top = (column * TILE - half) * scale, (half - row * TILE) * scale
+            x_range = _bounds(forward[0], right[0], up[0], left, top, TILE * scale)
+            y_range = _bounds(forward[1], right[1], up[1], left, top, TILE * scale)
+            z_range = _bounds(forward[2], right[2], up[2], left, top, TILE * scale)
+            depth, step = 0.0, 1.0
+            while depth < scene.look.view_distance:
+                if y_range[0] >= 0.0 and scene.eye[1] + depth * y_range[0] > scene.ceiling:
+                    depth = ENDLESS
+                elif _is_free(scene, depth, depth + step, x_range, y_range, z_range):
+                    depth += step
+                elif step > 0.3:
+                    step *= 0.5
+                else:
+                    break
+            starts[row, column] = max(depth - 1e-6, 0.0)
+
+
+@njit(**RAY, forceinline=True)
+def _bounds(ahead, right, up, left, top, extent):
+    """Least and largest component of the directions through a square of the picture."""
+    middle = ahead + (left + 0.5 * extent) * right + (top - 0.5 * extent) * up
+    spread = 0.5 * extent * (abs(right) + abs(up))
+    return middle - spread, middle + spread
+
+
+@njit(**RAY, forceinline=True)
+def _is_free(scene, near, far, x_range, y_range, z_range):
+    """Whether a bundle of rays meets only air between two depths."""
+    first_x, last_x = _cells(scene.eye[0], near, far, x_range)
+    first_y, last_y = _cells(scene.eye[1], near, far, y_range)
+    first_z, last_z = _cells(scene.eye[2], near, far, z_range)
+    if first_y < 0:
+        return False
+    if first_y >= scene.ceiling:
+        return True
+    bits = (~np.uint64(0) >> np.uint64(63 - min(last_y, 63))) & (~np.uint64(0) << np.uint64(first_y))
+    wrap, filled = scene.blocks.shape[0] - 1, scene.filled
+    for x in range(first_x, last_x + 1):
+        for z in range(first_z, last_z + 1):
+            if filled[x & wrap, z & wrap] & bits != 0:
+                return False
+    return True
+
+
+@njit(**RAY, forceinline=True)
+def _cells(eye, near, far, directions):
+    """First and last cell along an axis that directions in a range touch between two depths."""
+    low, high = directions
+    return math.floor(eye + min(near * low, far * low)), math.floor(eye + max(near * high, far * high))
+
+
+@njit(**RAY, forceinline=True)
 def _differs(colors, surfaces, pixel, other, contrast):
     """Whether two pixels show different surfaces in colors that can be told apart."""
     if surfaces[pixel] == surfaces[other]:
@@ -192,31 +284,18 @@ def _differs(colors, surfaces, pixel, other, contrast):
     return total > contrast
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
-def _direction(axes, across, upward):
-    """Unit vector of the ray through a point of the picture, given in units of the focal length."""
-    forward, right, up = axes
-    dx = forward[0] + across * right[0] + upward * up[0]
-    dy = forward[1] + across * right[1] + upward * up[1]
-    dz = forward[2] + across * right[2] + upward * up[2]
-    length = math.sqrt(dx * dx + dy * dy + dz * dz)
-    return dx / length, dy / length, dz / length
-
-
-@njit(cache=True, error_model="numpy", forceinline=True)
-def _trace(scene, dx, dy, dz, pixel_angle):
+@njit(**RAY, forceinline=True)
+def _trace(scene, ray, gaps, start, pixel_angle):
     """Walk from block to block until something solid, and mix plants, water and fog over it.
 
+    The walk begins at a distance up to which there is only air; 0 is the eye, which may be anywhere.
     Returns red, green and blue, and a number that is the same for all pixels of a surface.
     """
     blocks, tops, look = scene.blocks, scene.tops, scene.look
     wrap, height, ceiling = blocks.shape[0] - 1, blocks.shape[2], scene.ceiling
     ox, oy, oz = scene.eye
-    x, y, z = math.floor(ox), math.floor(oy), math.floor(oz)
-    # A direction that is exactly along an axis never reaches the other planes.
-    gap_x = 1.0 / abs(dx) if dx != 0.0 else 1e30
-    gap_y = 1.0 / abs(dy) if dy != 0.0 else 1e30
-    gap_z = 1.0 / abs(dz) if dz != 0.0 else 1e30
+    (dx, dy, dz), (gap_x, gap_y, gap_z) = ray, gaps
+    x, y, z = math.floor(ox + start * dx), math.floor(oy + start * dy), math.floor(oz + start * dz)
     next_x = (x + 1 - ox if dx > 0 else ox - x) * gap_x
     next_y = (y + 1 - oy if dy > 0 else oy - y) * gap_y
     next_z = (z + 1 - oz if dz > 0 else oz - z) * gap_z
@@ -224,7 +303,7 @@ def _trace(scene, dx, dy, dz, pixel_angle):
     water_start, water_end, water_x, water_z, water_y = -1.0, -1.0, x, z, y
     distance, axis, block = 0.0, 0, AIR
     veil_red, veil_green, veil_blue, clear = 0.0, 0.0, 0.0, 1.0  # what see-through blocks add, and what they leave
-    if 0 <= y < height:
+    if start == 0.0 and 0 <= y < height:
         block = blocks[x & wrap, z & wrap, y]
         if block == WATER and (look.first_release or _is_submerged(blocks, x, y, z, oy)):
             water_start = 0.0
@@ -303,7 +382,7 @@ def _trace(scene, dx, dy, dz, pixel_angle):
     return red, green, blue, surface
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(**RAY, forceinline=True)
 def _is_submerged(blocks, x, y, z, oy):
     """Whether a point inside a block of water lies below its surface."""
     wrap = blocks.shape[0] - 1
@@ -311,7 +390,7 @@ def _is_submerged(blocks, x, y, z, oy):
     return covered or oy - y < WATER_SURFACE
 
 
-@njit(cache=True, error_model="numpy")
+@njit(**RAY)
 def _veil(scene, x, y, z, axis, block, dx, dy, dz, enter, leave, pixel_angle):
     """What a plant or a pane of glass shows of itself to a ray, and what share it lets through.
 
@@ -340,7 +419,7 @@ def _veil(scene, x, y, z, axis, block, dx, dy, dz, enter, leave, pixel_angle):
     return red, green, blue, clear
 
 
-@njit(cache=True, error_model="numpy")
+@njit(**RAY)
 def _glaze(scene, x, y, z, block, u, v, distance, pixel_angle, red, green, blue, clear):
     """Put one see-through texel behind what a ray has gathered already."""
     wrap = scene.blocks.shape[0] - 1
@@ -367,7 +446,7 @@ def _glaze(scene, x, y, z, block, u, v, distance, pixel_angle, red, green, blue,
     return red, green, blue, clear * (1.0 - opacity)
 
 
-@njit(cache=True, error_model="numpy")
+@njit(**RAY)
 def _opacity(textures, texture, u, v, footprint):
     """Opacity of a texture at u, v in [0, 1), from the mip that suits a footprint given in texels."""
     level = 0
@@ -377,7 +456,7 @@ def _opacity(textures, texture, u, v, footprint):
     return textures[texture, level, min(int(v * 16.0), 15) >> level, min(int(u * 16.0), 15) >> level, 4]
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(**RAY, forceinline=True)
 def _enter_water(blocks, x, y, z, oy, dy, distance, leave):
     """Distance at which a ray enters the water of a block, or -1: the surface lies below the block's top."""
     wrap = blocks.shape[0] - 1
@@ -393,14 +472,14 @@ def _enter_water(blocks, x, y, z, oy, dy, distance, leave):
     return -1.0
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(**RAY, forceinline=True)
 def _haze(look, distance):
     """Share of fog in [0, 1]."""
     share = min(max((distance - look.fog_start) / (look.view_distance - look.fog_start), 0.0), 1.0)
     return share * share * (3.0 - 2.0 * share)
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(**RAY, forceinline=True)
 def _sky(scene, dx, dy, dz, with_clouds):
     """Sky gradient; with the square sun and moon, stars and flat clouds if asked for."""
     sky = scene.sky
@@ -446,7 +525,7 @@ def _sky(scene, dx, dy, dz, with_clouds):
     return red, green, blue
 
 
-@njit(cache=True, error_model="numpy")
+@njit(**RAY)
 def _star(dx, dy, dz):
     """Brightness of the star in a direction, 0 where there is none; at most one in each cell of a grid on a cube."""
     largest = max(abs(dx), max(abs(dy), abs(dz)))
@@ -461,7 +540,7 @@ def _star(dx, dy, dz):
     return 0.35 + 0.65 * ((code >> 8) & 255) / 255.0 if u - i < 0.6 and v - j < 0.6 else 0.0
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(**RAY, forceinline=True)
 def _texel(textures, texture, u, v, footprint):
     """Texture color at u, v in [0, 1), averaged over a footprint given in texels."""
     lod = 0.0
@@ -482,7 +561,7 @@ def _texel(textures, texture, u, v, footprint):
     return red, green, blue, tinted
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(**RAY, forceinline=True)
 def _shade(scene, x, y, z, axis, block, dx, dy, dz, distance, pixel_angle):
     """Textured, tinted and lit color of the face of a block that a ray hits."""
     eye, wrap = scene.eye, scene.blocks.shape[0] - 1
@@ -513,7 +592,7 @@ def _shade(scene, x, y, z, axis, block, dx, dy, dz, distance, pixel_angle):
     return red * land[LAND_TINT], green * land[LAND_TINT + 1], blue * land[LAND_TINT + 2]
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(**RAY, forceinline=True)
 def _light_at(light, brightness, x, z, y, center):
     """Brightness of a cell beside a face; blocks darken the corner that they make."""
     if y < 0 or y >= light.shape[2]:
@@ -523,7 +602,7 @@ def _light_at(light, brightness, x, z, y, center):
     return brightness[level] if level > 0 else center * np.float32(OCCLUDED)
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(**RAY, forceinline=True)
 def _smooth_light(light, brightness, x, y, z, axis, side, u, v):
     """Light on a face: the mean of the four cells around each corner, interpolated between the corners."""
     x, z, y = x + (side if axis == 0 else 0), z + (side if axis == 1 else 0), y + (side if axis == 2 else 0)
@@ -553,7 +632,7 @@ def _smooth_light(light, brightness, x, y, z, axis, side, u, v):
     return total
 
 
-@njit(cache=True, error_model="numpy", forceinline=True)
+@njit(**RAY, forceinline=True)
 def _under_water(scene, color, sky, place, dx, dy, dz, pixel_angle):
     """Mix the water over what lies in it: darker with depth, more like the sky at a flat angle."""
     water_x, water_y, water_z, start, depth = place

@@ -37,6 +37,7 @@ class World:
         flows: water runs on, and sand falls; otherwise an edit fills with water only the dug block itself.
         light: (x, z, y) uint8, see voxel_light.
         tops: (x, z) uint8, y of the first cell with nothing but air above it and in it.
+        filled: (x, z) uint64, bit y is 1 where a column holds anything but air; so no world is higher than 64.
         num_edits: how many blocks have been changed.
     """
 
@@ -50,6 +51,7 @@ class World:
     flows: bool
     light: np.ndarray = field(init=False)
     tops: np.ndarray = field(init=False)
+    filled: np.ndarray = field(init=False)
     num_edits: int = field(init=False, default=0)
     _has_lamps: bool = field(init=False, default=False)
 
@@ -72,9 +74,10 @@ class World:
         return int(self.blocks[x & wrap, z & wrap, y]) if 0 <= y < self.height else AIR
 
     def refresh(self) -> None:
-        """Find tops and light anew, for blocks that were written directly."""
+        """Find what is filled and the light anew, for blocks that were written directly."""
         self.tops = np.empty(self.blocks.shape[:2], np.uint8)
-        _find_tops(self.blocks, self.tops)
+        self.filled = np.empty(self.blocks.shape[:2], np.uint64)
+        _measure_columns(self.blocks, self.tops, self.filled)
         self.light = np.zeros_like(self.blocks)
         self._has_lamps = bool((self.blocks == LAMP).any())
         update_light(self.blocks, self.light, self.tops, 0, self.size, 0, self.size, self._clearance)
@@ -108,7 +111,8 @@ class World:
             self.blocks[x & wrap, z & wrap, y] = block
             self._has_lamps |= block == LAMP
         for x, z in {(x & wrap, z & wrap) for x, _, z, _ in edits}:
-            _find_tops(self.blocks[x : x + 1, z : z + 1], self.tops[x : x + 1, z : z + 1])
+            column = slice(x, x + 1), slice(z, z + 1)
+            _measure_columns(self.blocks[column], self.tops[column], self.filled[column])
         xs, zs = [edit[0] for edit in edits], [edit[2] for edit in edits]
         radius = RELIGHT_RADIUS
         x_range = (min(xs) - radius, max(xs) + radius + 1)
@@ -156,11 +160,13 @@ class World:
 
 
 @njit(cache=True)
-def _find_tops(blocks, tops):
-    """Write the y above the highest block that is not air into (x, z) tops."""
+def _measure_columns(blocks, tops, filled):
+    """Write the y above the highest block that is not air into (x, z) tops, and bit y of each of these into filled."""
     for x in range(blocks.shape[0]):
         for z in range(blocks.shape[1]):
-            y = blocks.shape[2]
-            while y > 0 and blocks[x, z, y - 1] == AIR:
-                y -= 1
-            tops[x, z] = y
+            top, bits = 0, np.uint64(0)
+            for y in range(blocks.shape[2]):
+                if blocks[x, z, y] != AIR:
+                    top = y + 1
+                    bits |= np.uint64(1) << np.uint64(y)
+            tops[x, z], filled[x, z] = top, bits

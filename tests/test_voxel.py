@@ -260,6 +260,22 @@ def test_noop_holds_still_from_the_start(actions, seed):
     assert np.array_equal(act(env, *["noop"] * 5), before)
 
 
+@pytest.mark.parametrize("arguments", [{}, {"preset": "minecraft"}, {"day_cycle": "night"}], ids=str)
+def test_rays_that_start_behind_empty_air_show_the_same(arguments):
+    """Where every cell counts as filled, each ray walks all its way from the eye."""
+    for seed in range(4):
+        env = VoxelEnv(size=64, **arguments)
+        env.reset(seed=seed)
+        policy = env.policy("explore", np.random.default_rng(seed))
+        for _ in range(8):
+            for _ in range(5):
+                env.step(policy())
+            frame, filled = look(env), env.world.filled.copy()
+            env.world.filled[:] = ~np.uint64(0)
+            assert np.array_equal(look(env), frame)
+            env.world.filled[:] = filled
+
+
 # Movement
 
 
@@ -469,9 +485,12 @@ def test_light_after_an_edit_equals_light_computed_anew(world):
         y = int(world.tops[x, z]) - 1
         world.dig(x, y, z)
         world.put(x + 3, min(y + 3, world.height - 1), z, LAMP if i % 4 == 0 else PLANKS)
-    after, tops = world.light.copy(), world.tops.copy()
+    after, tops, filled = world.light.copy(), world.tops.copy(), world.filled.copy()
     world.refresh()
     assert np.array_equal(after, world.light) and np.array_equal(tops, world.tops)
+    assert np.array_equal(filled, world.filled)
+    bits = (filled[..., None] >> np.arange(world.height, dtype=np.uint64)) & 1
+    assert np.array_equal(bits == 1, world.blocks != AIR)
 
 
 def test_sand_falls_and_is_stopped():
@@ -499,9 +518,8 @@ def test_swimmers_float_and_climb_out(actions, depth):
     turn = "yaw_left" if actions == "teco" else "noop"
     act(env, *[turn] * 36)
     assert env.body.y == pytest.approx(GROUND - 1 + WATER_SURFACE - depth, abs=0.15)
-    if actions != "teco":
-        act(env, *["forward"] * 40)
-        assert env.body.y == GROUND and env.body.z > 70.0
+    act(env, *["forward"] * 60)
+    assert env.body.y >= GROUND and env.body.z > 70.0
 
 
 def test_who_looks_down_and_walks_on_dives():
@@ -677,6 +695,60 @@ def test_tour_covers_ground():
 
     tour, explore = (np.mean([covered(name, seed) for seed in range(4)], axis=0) for name in ("tour", "explore"))
     assert tour[0] >= 3 and (tour > explore).all()
+
+
+def longest_halt(infos):
+    """Steps in a row with the same place and view."""
+    poses = [(*np.round(info["position"], 2), info["heading"], info["pitch"]) for info in infos]
+    return max(len([*group]) for _, group in itertools.groupby(poses)) - 1
+
+
+@pytest.mark.parametrize("preset", ["default", "minecraft"])
+@pytest.mark.parametrize("name", VoxelEnv.POLICIES)
+def test_no_policy_stands_still_for_long(preset, name):
+    """Walkers used to push against corners and banks for up to 48 steps."""
+    for seed in range(4):
+        _, infos = play(VoxelEnv(size=16, preset=preset), name, seed, 200)
+        assert longest_halt(infos) <= 20, seed
+
+
+@pytest.mark.parametrize("preset", ["default", "minecraft"])
+def test_tour_is_never_caught(preset):
+    """In pits, caves and pools it used to spend a good part of the time within three blocks."""
+    for seed in (0, 4, 10, 12):
+        env = VoxelEnv(size=16, preset=preset)
+        places = np.array([info["position"] for info in play(env, "tour", seed, 300)[1]])[:, [0, 2]]
+        half = env.world.size / 2
+        path = np.cumsum((np.diff(places, axis=0) + half) % env.world.size - half, axis=0)
+        assert min(np.ptp(path[i : i + 80], axis=0).max() for i in range(0, len(path) - 80, 10)) > 2.5, seed
+
+
+def walk_to(env, target, num_steps):
+    """Walk until the plan ends, at most for some steps; the distance that is left."""
+    walker = _Walker(env, np.random.default_rng(0))
+    for action in itertools.islice(walker._walk_to(target), num_steps):
+        env.step(action)
+    return math.dist((env.body.x, env.body.z), target)
+
+
+def test_a_walker_digs_its_way_out_of_a_pit():
+    env = make_plain(size=16, edge=(66, 4))
+    env.world.blocks[:, :63, GROUND : GROUND + 4] = PLANKS
+    env.world.blocks[:63, :, GROUND : GROUND + 4] = PLANKS
+    env.world.blocks[66:, :, GROUND : GROUND + 4] = PLANKS
+    env.world.refresh()
+    assert walk_to(env, (64.5, 75.5), 250) < 3.0
+
+
+@pytest.mark.parametrize("actions", ACTION_SETS)
+def test_a_walker_goes_round_what_is_too_high_or_too_low(actions):
+    """A wall of two blocks, and one that leaves a gap at the ground too low for the head; each ends five blocks on."""
+    for bottom in (GROUND, GROUND + 1):
+        env = make_plain(actions, size=16)
+        env.world.blocks[60:70, 67, bottom : bottom + 3] = PLANKS
+        env.world.refresh()
+        assert walk_to(env, (64.5, 72.5), 150) < 3.0
+        assert env.world.num_edits == 0
 
 
 def test_the_minecraft_preset_is_collected_as_the_published_data():
