@@ -97,12 +97,12 @@ def test_ten_steps_equal_those_of_a_run_that_died_in_between(data, tmp_path, mon
     straight = train(tmp_path / "straight", data, "checkpoint_every=2")
     broken, draw, calls = tmp_path / "broken", stage.random_frames, 0
 
-    def dying(*args):
+    def dying(*args, **options):
         nonlocal calls
         calls += 1
         if calls == dies_at + 1:
             raise OSError("no more")
-        return draw(*args)
+        return draw(*args, **options)
 
     monkeypatch.setattr(stage, "random_frames", dying)
     with pytest.raises(OSError, match="no more"):
