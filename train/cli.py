@@ -108,6 +108,7 @@ def _print_plan(report: dict[str, Any], json: bool) -> None:
         print_json(report)
         return
     print(f"{'model parameters':<22} {report['parameters']:,}")
+    print(f"{'autoencoder parameters':<22} {report['autoencoder_parameters']:,}")
     print(f"{'frames per clip':<22} {report['frames_per_clip']:.0f} on average")
     print(
         f"{'tokens per clip':<22} {report['tokens_per_clip']:,.0f} on average, {report['clips_per_step']} clips a step"
