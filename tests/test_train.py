@@ -208,6 +208,7 @@ def test_kill_minus_nine_and_resume_through_the_command(bars, tmp_path):
     assert result["world_steps"] == 8 and Path(result["world"]).is_dir() and result["psnr"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
 def test_a_hundred_steps_equal_those_of_a_process_that_was_killed_in_between(bars, tmp_path):
     """Weights, moving average and optimizer, to the bit, though nobody could tidy up: `kill -9`, then --resume."""
