@@ -41,7 +41,8 @@ def train(
     out
         The run's directory.
     preset
-        Model and training sizes: maze-xs, maze-s, voxel-xs or voxel-s. Needed for a new run.
+        Model and training sizes, needed for a new run: maze-xs, maze-s, maze-m (for a GPU), voxel-xs, voxel-s, voxel-m;
+        or a set-up of the FAR paper, such as far-b-long-dmlab-64 or far-l-ucf101-128; a wrong name lists them all.
     init
         A world, run or hub repository whose weights the new run begins with, its autoencoder included; sizes are the
         world's own unless --preset is given. With --set shortcut_steps=8 it learns to take few steps.

@@ -80,6 +80,7 @@ def clip_kinds(config: TrainConfig, longest: int | None = None) -> list[tuple[fl
     return [
         (share / LENGTHS, ClipKind(clip_length(most, config, (index + 0.5) / LENGTHS), own_context_ratio))
         for share, most, own_context_ratio in phases
+        if share
         for index in range(LENGTHS)
     ]
 
@@ -96,7 +97,7 @@ def estimate_world(
         longest: frames of the longest episode; None takes clips of any length for granted.
         processes: that share the batch.
     """
-    kinds = [(share, kind) for share, kind in clip_kinds(config, longest) if share]
+    kinds = clip_kinds(config, longest)
     clips = config.world_batch_size // processes // config.accumulate
     length = clip_length(min(config.max_clip_frames, longest or config.max_clip_frames), config, 1.0)
     most = ClipKind(length, max(kind.own_context_ratio for _, kind in kinds))

@@ -5,6 +5,9 @@ last frames is either a noised target or clean context, all earlier ones are cle
 of the training, while the learning rate falls, clips are long and some context frames are the model's own predictions.
 Video-DiT, the paper's baseline, has one timestep for all frames of a clip and no context.
 
+Frames are conditioned on the action that produced them, on a label that all frames of an episode share, or on nothing.
+With the anchored layout, clips of uniform lengths and neither copy gate nor own predictions it is the paper's training.
+
 Options, off unless the config asks for them:
 - shortcut forcing: the model is told the size of the step, and in a share of the clips it learns to go in one step
   where two half steps of its moving average lead, so that few steps a frame are enough;
