@@ -4,71 +4,71 @@ import dataclasses
 
 import pytest
 import torch
+from test_official import layout
 from test_train import SMALL, draws
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from farworld.models.far import FAR
-from farworld.models.official import SHORT_TERM_FRAMES, VARIANTS, variant_of
+from farworld.models.official import autoencoder_config, far_config
 from farworld.train import estimate
 from farworld.train.config import PRESETS, TrainConfig, override, preset
 from farworld.train.run import learning_rate_factor
 from farworld.train.world import clip_length, dropped_conditions
 
 CPU = torch.device("cpu")
-# Parameters of the official models, counted: of the transformer with its classes, and of the DC-AE of its compression.
+NUM_CLASSES = {"label": 101}  # of UCF-101
+# The official model of each preset of the paper, and its DC-AE.
 OFFICIAL = {
-    "far-l-ucf101-128": ("far_l", 101, 456_939_552, 16),
-    "far-l-ucf101-128-uncond": ("far_l", 0, 456_835_104, 16),
-    "far-l-ucf101-256": ("far_l", 101, 456_939_552, 32),
-    "far-l-ucf101-256-uncond": ("far_l", 0, 456_835_104, 32),
-    "far-xl-ucf101-256": ("far_xl", 101, 673_821_088, 32),
-    "far-xl-ucf101-256-uncond": ("far_xl", 0, 673_703_584, 32),
-    "far-b-ucf101-64": ("far_b", 0, 129_560_864, 8),
-    "far-b-bair-64": ("far_b", 0, 129_560_864, 8),
-    "far-b-long-dmlab-64": ("far_b_long", 4, 158_111_776, 8),
-    "far-m-long-minecraft-128": ("far_m_long", 4, 280_544_800, 16),
+    "far-l-ucf101-128": ("FAR_L_label101", "MyAutoencoderDC_16x_c32"),
+    "far-l-ucf101-128-uncond": ("FAR_L_uncond", "MyAutoencoderDC_16x_c32"),
+    "far-l-ucf101-256": ("FAR_L_label101", "MyAutoencoderDC_32x_c32"),
+    "far-l-ucf101-256-uncond": ("FAR_L_uncond", "MyAutoencoderDC_32x_c32"),
+    "far-xl-ucf101-256": ("FAR_XL_label101", "MyAutoencoderDC_32x_c32"),
+    "far-xl-ucf101-256-uncond": ("FAR_XL_uncond", "MyAutoencoderDC_32x_c32"),
+    "far-b-ucf101-64": ("FAR_B_uncond", "MyAutoencoderDC_8x_c32"),
+    "far-b-bair-64": ("FAR_B_uncond_win30_bair", "MyAutoencoderDC_8x_c32"),
+    "far-b-long-dmlab-64": ("FAR_B_Long_action4", "MyAutoencoderDC_8x_c32"),
+    "far-m-long-minecraft-128": ("FAR_M_Long_action4", "MyAutoencoderDC_16x_c32"),
 }
-OFFICIAL_AUTOENCODERS = {8: 127_920_940, 16: 215_758_380, 32: 323_356_460}
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_dry_run_of_every_preset_prints_sane_figures(name, monkeypatch):
     """No preset but says what it takes, in seconds and without the memory; the paper's have the official sizes."""
     monkeypatch.setattr(estimate, "LENGTHS", 1)
-    config, classes = PRESETS[name], OFFICIAL.get(name, ("", 5))[1]
+    config = PRESETS[name]
     longest = None if name in OFFICIAL else config.fine_frames  # ours are traced with few lengths, to be quick
-    report = estimate.estimate_world(config, classes, CPU, longest=longest)
+    report = estimate.estimate_world(config, NUM_CLASSES.get(config.condition, 4), CPU, longest=longest)
     tokens = config.world_batch_size * report.tokens_per_clip
     # Two for the product of a weight, thrice for forward and backward, and attention besides. The conditioning, a
     # third of the weights, is per frame, hence the lower bound; own predictions cost another forward pass.
     assert 0.5 < report.flops_per_step / (6 * report.parameters * tokens) < 3
     assert report.memory_bytes > 20 * report.parameters
     assert 2 <= report.frames_per_clip <= config.max_clip_frames
-    if name not in OFFICIAL:
-        return
-    _, _, parameters, compression = OFFICIAL[name]
-    assert report.parameters == pytest.approx(parameters, rel=0.01)
-    assert report.autoencoder_parameters == pytest.approx(OFFICIAL_AUTOENCODERS[compression], rel=0.01)
+    if name in OFFICIAL:
+        found = report.parameters, report.autoencoder_parameters
+        assert found == pytest.approx(tuple(layout(model)["total_parameters"] for model in OFFICIAL[name]), rel=0.01)
 
 
-def test_every_preset_of_the_paper_has_the_size_and_settings_of_its_name():
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_a_preset_of_the_paper_has_the_sizes_of_the_official_model_and_the_settings_of_its_training(name):
+    config, transformer, autoencoder = PRESETS[name], *(layout(model)["config"] for model in OFFICIAL[name])
+    official = far_config(transformer, 8, 8)
+    assert config.far(official.num_actions) == official and config.autoencoder() == autoencoder_config(autoencoder)
+    assert config.preset == name and f"-{config.frame_size}" in name
+    assert config.condition == ("action" if "long" in name else "label" if official.num_actions else "none")
+    assert (config.learning_rate, config.betas, config.weight_decay) == (1e-4, (0.9, 0.999), 0.0)
+    assert (config.ema_decay, config.clean_context_ratio, config.world_batch_size) == (0.9999, 0.1, 32)
+    assert not (config.own_context_ratio or config.pure_noise_ratio or config.idle_ratio or config.latent_noise)
+    assert config.fine_frames == official.short_term_frames
+    assert config.layout == ("anchored" if "long" in name else "sliding")
+    assert config.flip == ("ucf101" in name)
+    assert config.frame_interval == (3 if config.flip and config.frame_size > 64 else 1)
+
+
+def test_our_presets_are_three_sizes_of_each_world_beside_those_of_the_paper():
     ours = {f"{world}-{size}" for world in ("maze", "voxel") for size in ("xs", "s", "m")}
     assert {*OFFICIAL, *ours} == set(PRESETS)
-    for name, (variant, classes, _, compression) in OFFICIAL.items():
-        config = PRESETS[name]
-        model = config.far(classes or 7)
-        assert config.preset == name and model.num_actions == classes
-        assert variant_of(model) == variant and name.startswith(variant.replace("_", "-"))
-        assert (model.latent_channels, model.latent_height, config.frame_size) == (32, 8, 8 * compression)
-        assert name.removesuffix("-uncond").endswith(str(config.frame_size)) or "bair" in name
-        assert (config.learning_rate, config.betas, config.weight_decay) == (1e-4, (0.9, 0.999), 0.0)
-        assert (config.ema_decay, config.clean_context_ratio, config.world_batch_size) == (0.9999, 0.1, 32)
-        assert not (config.copy_gate or config.own_context_ratio or config.pure_noise_ratio or config.idle_ratio)
-        is_long = VARIANTS[variant].context_patch_size is not None
-        assert config.layout == ("anchored" if is_long else "sliding")
-        assert config.fine_frames == config.short_term_frames == (30 if "bair" in name else SHORT_TERM_FRAMES)
-        assert config.flip == ("ucf101" in name)
-        assert config.frame_interval == (3 if config.flip and config.frame_size > 64 else 1)
 
 
 def test_the_learning_rate_of_the_paper_rises_and_stays():
