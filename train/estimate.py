@@ -24,7 +24,7 @@ from farworld.train.run import Draws, autocast
 from farworld.train.world import ClipKind, clip_length, flow_matching_loss
 
 LENGTHS = 4  # clip lengths that stand for the distribution, at even quantiles
-DEPTHS = 2, 3  # layers of the models that are run; the last block, which is not like the others, is in both
+DEPTHS = 1, 2  # layers of the models that are run; the last block, which is not like the others, is in both
 STATE_BYTES = 5 * 4  # a parameter's weight, gradient, two moments of AdamW and moving average
 CPU_RUNTIME_BYTES = 570 * 2**20  # of Python, PyTorch and the logs, before any tensor
 
