@@ -382,6 +382,7 @@ def _ucf101(preset: str, variant: str, *, compression: int, condition: str) -> T
     )  # fmt: skip
 
 
+# xs and s are for CPUs, m for one GPU of 24 GB.
 _OURS = (
     dataclasses.replace(
         _MAZE, preset="maze-xs", autoencoder_widths=(32, 64, 128), decoder_blocks=(1, 1, 1), autoencoder_steps=1000,
@@ -392,7 +393,7 @@ _OURS = (
         _MAZE, preset="maze-m", autoencoder_widths=(64, 128, 256), encoder_blocks=(1, 2, 2), decoder_blocks=(2, 3, 3),
         autoencoder_steps=20_000, autoencoder_batch_size=64, autoencoder_learning_rate=5e-4,
         num_layers=12, num_heads=8, head_size=64, patch_size=1, short_term_frames=16, fine_frames=32,
-        early_clip_frames=64, world_steps=60_000, world_batch_size=16, learning_rate=5e-4, ema_decay=0.9995,
+        early_clip_frames=64, world_steps=60_000, world_batch_size=16, accumulate=2, learning_rate=5e-4, ema_decay=0.9995,
         warmup_steps=1000, checkpoint_every=1000, sample_every=5000, log_every=50,
     ),
     dataclasses.replace(
@@ -405,7 +406,7 @@ _OURS = (
         _VOXEL, preset="voxel-m", autoencoder_widths=(64, 128, 256, 512), encoder_blocks=(1, 1, 2, 2),
         decoder_blocks=(1, 2, 3, 3), autoencoder_steps=20_000, autoencoder_batch_size=64,
         autoencoder_learning_rate=5e-4, num_layers=12, num_heads=10, short_term_frames=16, fine_frames=32,
-        early_clip_frames=64, world_steps=60_000, world_batch_size=16, learning_rate=5e-4, ema_decay=0.9995,
+        early_clip_frames=64, world_steps=60_000, world_batch_size=16, accumulate=2, learning_rate=5e-4, ema_decay=0.9995,
         warmup_steps=1000, checkpoint_every=1000, sample_every=5000, log_every=50,
     ),
 )  # fmt: skip
