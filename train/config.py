@@ -93,9 +93,7 @@ class TrainConfig:
     fine_frames: int = 16  # frames of a clip that are trained on, the last ones
     early_clip_frames: int = 32  # longest clip before the decay; short clips teach motion for a fraction of the time
     max_clip_frames: int = 300  # longest clip in the decay
-    clip_lengths: str = (
-        "log-uniform"  # how they are drawn, from fine_frames up; uniform, as in the paper: below the most
-    )
+    clip_lengths: str = "log-uniform"  # how they are drawn, from fine_frames up; or uniform, as in the paper
     learning_rate: float = 2e-3
     betas: tuple[float, float] = (0.9, 0.98)  # of AdamW
     weight_decay: float = 0.01
@@ -330,7 +328,7 @@ def _paper(
         decoder_blocks=(5, 10, 2, 2, 2)[:stages],
         autoencoder_attention_stages=stages - 2,
         autoencoder_steps=200_000,
-        autoencoder_batch_size=512,
+        autoencoder_batch_size=512,  # 128 places, with 4 frames of each
         autoencoder_learning_rate=1e-4,
         autoencoder_betas=(0.5, 0.9),
         autoencoder_ema_decay=0.9999,
@@ -393,8 +391,8 @@ _OURS = (
         _MAZE, preset="maze-m", autoencoder_widths=(64, 128, 256), encoder_blocks=(1, 2, 2), decoder_blocks=(2, 3, 3),
         autoencoder_steps=20_000, autoencoder_batch_size=64, autoencoder_learning_rate=5e-4,
         num_layers=12, num_heads=8, head_size=64, patch_size=1, short_term_frames=16, fine_frames=32,
-        early_clip_frames=64, world_steps=60_000, world_batch_size=16, accumulate=2, learning_rate=5e-4, ema_decay=0.9995,
-        warmup_steps=1000, checkpoint_every=1000, sample_every=5000, log_every=50,
+        early_clip_frames=64, world_steps=60_000, world_batch_size=16, accumulate=2, learning_rate=5e-4,
+        ema_decay=0.9995, warmup_steps=1000, checkpoint_every=1000, sample_every=5000, log_every=50,
     ),
     dataclasses.replace(
         _VOXEL, preset="voxel-xs", autoencoder_widths=(16, 32, 64, 128), decoder_blocks=(1, 1, 1, 1),
@@ -406,8 +404,8 @@ _OURS = (
         _VOXEL, preset="voxel-m", autoencoder_widths=(64, 128, 256, 512), encoder_blocks=(1, 1, 2, 2),
         decoder_blocks=(1, 2, 3, 3), autoencoder_steps=20_000, autoencoder_batch_size=64,
         autoencoder_learning_rate=5e-4, num_layers=12, num_heads=10, short_term_frames=16, fine_frames=32,
-        early_clip_frames=64, world_steps=60_000, world_batch_size=16, accumulate=2, learning_rate=5e-4, ema_decay=0.9995,
-        warmup_steps=1000, checkpoint_every=1000, sample_every=5000, log_every=50,
+        early_clip_frames=64, world_steps=60_000, world_batch_size=16, accumulate=2, learning_rate=5e-4,
+        ema_decay=0.9995, warmup_steps=1000, checkpoint_every=1000, sample_every=5000, log_every=50,
     ),
 )  # fmt: skip
 _PAPERS = (
