@@ -21,6 +21,7 @@ class RunView(Dataset):
     def __init__(self, data: Dataset, config: TrainConfig) -> None:
         """See a dataset, which stays open and shared, by a run's condition and frame interval."""
         vars(self).update(vars(data))
+        self._data = data  # of whatever kind
         self._interval = config.frame_interval
         self._has_actions = config.condition != "none"
         self.spec = dataclasses.replace(
@@ -31,14 +32,14 @@ class RunView(Dataset):
 
     def num_frames(self, i: int) -> int:
         """Frames of the i-th episode that are shown."""
-        return (super().num_frames(i) - 1) // self._interval + 1
+        return (self._data.num_frames(i) - 1) // self._interval + 1
 
     def frames(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """(stop - start, H, W, 3), uint8: of the frames that are shown."""
         stop = self.num_frames(i) if stop is None else stop
-        return super().frames(i, start * self._interval, (stop - 1) * self._interval + 1)[:: self._interval]
+        return self._data.frames(i, start * self._interval, (stop - 1) * self._interval + 1)[:: self._interval]
 
     def actions(self, i: int) -> np.ndarray:
         """(T,), int64: one between two frames; zeros where none are told."""
         count = self.num_frames(i) - 1
-        return super().actions(i)[:: self._interval][:count] if self._has_actions else np.zeros(count, np.int64)
+        return self._data.actions(i)[:: self._interval][:count] if self._has_actions else np.zeros(count, np.int64)
