@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,9 @@ from farworld.dataset import Dataset, episode_name
 from farworld.dataset.stats import measure, summarize
 from farworld.envs import derive_cli, exchange_cli
 from farworld.envs.derive_cli import Directory, Json
+from farworld.envs.frames import Fit
 from farworld.envs.teco import TecoName, find_files, import_teco
+from farworld.envs.videos import VideoOptions, find_videos, import_videos
 from farworld.video import VideoWriter, contact_sheet, write_png
 
 SHEET_FRAMES = 32  # in a contact sheet, unless told
@@ -236,3 +239,45 @@ def import_teco_command(
         )
     else:
         print(f"{result.episodes} episodes, {result.frames} frames added, {result.known} known -> {directory}")
+
+
+@data.command(name="import-video")
+def import_video_command(
+    source: Annotated[Path, Parameter(help="A folder with videos, searched to any depth, or one video.")],
+    directory: Annotated[Path, Parameter(help="The dataset's folder; one that is there is extended.")],
+    /,
+    *,
+    size: Annotated[int, Parameter(help="Frame height and width, in pixels.")],
+    interval: Annotated[
+        int, Parameter(help="Take every so many frames, from the first on. Training can skip frames too, and sees all.")
+    ] = 1,
+    fit: Annotated[Fit, Parameter(help="Cut the centre out, or squeeze all in.")] = "crop",
+    labels: Annotated[
+        bool, Parameter(negative=(), help="The folder that a video lies in is its class, as in UCF-101.")
+    ] = False,
+    env: Annotated[str, Parameter(help="What world it is of; parts of one data set go together under one name.")] = "",
+    skip_bad: Annotated[bool, Parameter(negative=(), help="Leave out videos that are no use, and name them.")] = False,
+    json: Json = False,
+) -> None:
+    """Import videos that nobody acts in; what the dataset has already is passed over.
+
+    With --labels every action of an episode is its class: train on it with --set condition=label, or none.
+    """
+    options = VideoOptions(size=size, interval=interval, fit=fit, labels=labels, env_id=env)
+
+    def on_bad(reason: str) -> None:
+        print(f"left out: {reason}", file=sys.stderr)
+
+    with stdout_to_stderr() if json else contextlib.nullcontext():
+        with progress_bar("importing videos", len(find_videos(source)), unit="videos") as advance:
+            result = import_videos(source, directory, options, on_file=advance, on_bad=on_bad if skip_bad else None)
+    if json:
+        print_json({"data": directory, "source": source, **dataclasses.asdict(result)})
+        return
+    bad = f", {result.bad} left out" if result.bad else ""
+    print(f"{result.episodes} episodes, {result.frames} frames added, {result.known} known{bad} -> {directory}")
+    if result.other_rates:
+        print(
+            f"  {result.other_rates} of them run at another speed than the first one's {result.frames_per_second:g} "
+            "frames/s; frames are stored as they follow each other"
+        )

@@ -75,3 +75,6 @@ class ActionVocabulary:
     def from_json(cls, rows: Sequence[dict]) -> ActionVocabulary:
         """The inverse of to_json."""
         return cls(tuple(Action(name=row["name"], keys=tuple(row.get("keys", ()))) for row in rows))
+
+
+NO_ACTIONS = ActionVocabulary((Action(name="none"),))  # of videos that nobody acts in: time goes on

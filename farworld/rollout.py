@@ -173,8 +173,7 @@ class Rollout:
             raise ValueError(f"expected frames (B, F, H, W, 3) with F at least 1, got shape {tuple(frames.shape)}")
         latents = self.world.encode(frames)
         actions = self._check_actions(actions, (self.batch_size, frames.shape[1] - 1))
-        null = torch.full((self.batch_size, 1), self.world.config.model.null_action, device=actions.device)
-        self.prime_latents(latents, torch.cat([null, actions], dim=1), seed=seed)
+        self.prime_latents(latents, self.world.config.conditions(actions), seed=seed)
 
     @torch.inference_mode()
     def prime_latents(self, latents: Tensor, produced_by: Tensor, *, seed: int = 0) -> None:
@@ -308,11 +307,13 @@ class Rollout:
         """The next frame's condition, (B,), from the action that is to produce it.
 
         Where frames are conditioned on the action that follows them, the action belongs to the newest frame; what
-        will follow the next one nobody knows yet, so that it gets the null action.
+        will follow the next one nobody knows yet, so that it gets the null action. A label is the first frame's too.
         """
         if not self._primed:
             raise ValueError("the rollout has no context yet: call prime(frames, actions) first")
         actions = self._check_actions(action, (self.batch_size,))
+        if self.world.config.frame_action == "label" and self.frame_index == 0:
+            self._actions[0] = actions
         if not self._heeds_following():
             return actions
         if self._actions:

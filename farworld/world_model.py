@@ -13,7 +13,7 @@ from farworld.models.far import FAR, FARConfig
 from farworld.models.packed import Packed
 
 LAYOUTS = ("sliding", "anchored")
-FRAME_ACTIONS = ("producing", "following")
+FRAME_ACTIONS = ("producing", "following", "label")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +30,9 @@ class WorldConfig:
     num_steps: int = 2  # denoising steps a frame that play uses
     context_frames: int = 300  # frames that play remembers, the short-term window included
     layout: str = "sliding"  # of long short-term attention: sliding, or anchored as in the official implementation
-    frame_action: str = "producing"  # what a frame is conditioned on: the action producing it, or the one following it
+    # What a frame is conditioned on: the action producing it, the one following it, or a label, which is an action that
+    # all frames of an episode share, the first one included.
+    frame_action: str = "producing"
     action_timing: str = ACTION_TIMING
     context_noise: float = 0.0  # flow time, of past frames as the model sees them in play; for models trained with it
     training: dict = field(default_factory=dict)  # provenance: data, steps, hardware, the resolved config
@@ -52,6 +54,20 @@ class WorldConfig:
             )
         if max(1, self.model.num_actions) != len(self.vocabulary):  # an unconditional world can still be waited in
             raise ValueError(f"the model has {self.model.num_actions} actions, the vocabulary {len(self.vocabulary)}")
+
+    def conditions(self, actions: Tensor) -> Tensor:
+        """What frames are conditioned on by the actions between them.
+
+        Args:
+            actions: (B, F − 1), int64; action t produced frame t + 1.
+
+        Returns:
+            (B, F), int64: the first frame has the null action, or the label where there is one.
+        """
+        first = actions.new_full((len(actions), 1), self.model.null_action)
+        if self.frame_action == "label" and actions.shape[1]:
+            first = actions[:, :1]
+        return torch.cat([first, actions], dim=1)
 
 
 def check_noise_level(level: float) -> None:

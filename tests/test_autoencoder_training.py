@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from test_train import leaves
 from torch import nn
 
 from farworld.actions import Action, ActionVocabulary
@@ -76,16 +77,6 @@ def train(out: Path, data: Path, *settings: str, resume: bool = False) -> Run:
     return run
 
 
-def leaves(value: object, name: str = "") -> dict[str, torch.Tensor]:
-    """All tensors of a nested state."""
-    if isinstance(value, torch.Tensor):
-        return {name: value}
-    if isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        return {key: tensor for k, item in items for key, tensor in leaves(item, f"{name}.{k}").items()}
-    return {}
-
-
 def gan_step(state: stage.AutoencoderState, settings: TrainConfig, seed: int = 0) -> torch.Tensor:
     frames, noise = textured(4, seed), torch.randn(4, 8, 8, 8, generator=torch.Generator().manual_seed(seed))
     return stage.loss_of_frames(state, torch.from_numpy(frames), noise, None, settings, ALONE, adversarial=True)
@@ -97,12 +88,12 @@ def test_ten_steps_equal_those_of_a_run_that_died_in_between(data, tmp_path, mon
     straight = train(tmp_path / "straight", data, "checkpoint_every=2")
     broken, draw, calls = tmp_path / "broken", stage.random_frames, 0
 
-    def dying(*args):
+    def dying(*args, **options):
         nonlocal calls
         calls += 1
         if calls == dies_at + 1:
             raise OSError("no more")
-        return draw(*args)
+        return draw(*args, **options)
 
     monkeypatch.setattr(stage, "random_frames", dying)
     with pytest.raises(OSError, match="no more"):
@@ -111,7 +102,7 @@ def test_ten_steps_equal_those_of_a_run_that_died_in_between(data, tmp_path, mon
     for name in (stage.STAGE, stage.STATISTICS):
         states = [run.load_checkpoint(name) for run in (straight, resumed)]
         assert states[0] is not None and states[1] is not None
-        one, other = ({k: v for k, v in leaves(state).items()} for state in states)
+        one, other = (dict(leaves(state)) for state in states)
         assert one.keys() == other.keys()
         for key, tensor in one.items():
             assert torch.equal(tensor, other[key]), key

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from test_train import SMALL, bars, train  # noqa: F401 - a fixture
+from test_train import SMALL, bars, leaves, train  # noqa: F401 - a fixture
 
 from farworld.train import world as world_stage
 from farworld.train.ranks import Ranks
@@ -39,7 +39,6 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(bars, tmp_path):  # noqa: F811
     """Same data, same seed, same global batch: the same curve to rounding, and one world at the end."""
-    # The autoencoder's batch norm sees each process's share alone: only from the same latents can all be the same.
     train(tmp_path / "one", bars, *STEPS, stage="autoencoder")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     train(tmp_path / "one", bars, resume=True)
@@ -50,6 +49,25 @@ def test_two_processes_learn_what_one_learns(bars, tmp_path):  # noqa: F811
     assert json.loads(done.stdout)["processes"] == 2
     np.testing.assert_allclose(curve(tmp_path / "two", "world"), curve(tmp_path / "one", "world"), rtol=1e-4)
     assert (tmp_path / "two" / "world" / "model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_train_autoencoder_and_discriminator_as_one_does(bars, tmp_path):  # noqa: F811
+    """Statistics of batch norms and the weight of the adversarial loss are those of the whole batch."""
+    settings = [
+        "autoencoder_gan_weight=0.5", "autoencoder_gan_layers=1", "autoencoder_gan_width=8",
+        "autoencoder_gan_start=0.5", "autoencoder_ema_decay=0.9",
+    ]  # fmt: skip
+    train(tmp_path / "one", bars, *STEPS, *settings, stage="autoencoder")
+    arguments = [*command(bars, tmp_path / "two", *STEPS, *settings, processes=2), "--stage", "autoencoder"]
+    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    runs = tmp_path / "one", tmp_path / "two"
+    np.testing.assert_allclose(*(curve(run, "autoencoder") for run in runs), rtol=1e-4)
+    one, two = (dict(leaves(torch.load(run / "checkpoints" / "autoencoder-00000006.pt"))) for run in runs)
+    assert one.keys() == two.keys() and any("discriminator" in name for name in one)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -205,6 +206,44 @@ def test_kill_minus_nine_and_resume_through_the_command(bars, tmp_path):
     assert resumed.stdout.count("\n") == 1
     result = json.loads(resumed.stdout)
     assert result["world_steps"] == 8 and Path(result["world"]).is_dir() and result["psnr"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="needs SIGKILL")
+def test_a_hundred_steps_equal_those_of_a_process_that_was_killed_in_between(bars, tmp_path):
+    """Weights, moving average and optimizer, to the bit, though nobody could tidy up: `kill -9`, then --resume."""
+    command = [sys.executable, "-m", "farworld", "train", "--data", str(bars), "--device", "cpu", "--json", "--out"]
+    settings = ["--preset", "maze-xs", "--set", *SMALL, "autoencoder_steps=2", "world_steps=100", "checkpoint_every=10"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    subprocess.run([*command, str(straight), *settings], check=True, env=environment, capture_output=True)
+    process = subprocess.Popen(
+        [*command, str(broken), *settings], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    while not (broken / "checkpoints" / "world-00000050.pt").is_file():
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    found = sorted(file.name for file in (broken / "checkpoints").glob("world-*.pt"))
+    assert "world-00000050.pt" in found and "world-00000100.pt" not in found
+    subprocess.run([*command, str(broken), "--resume"], check=True, env=environment, capture_output=True)
+    states = [torch.load(run / "checkpoints" / "world-00000100.pt") for run in (straight, broken)]
+    assert states[0].keys() == states[1].keys() and states[0]["step"] == states[1]["step"] == 100
+    for key in ("model", "average", "optimizer"):
+        one, other = (dict(leaves(state[key])) for state in states)
+        assert one.keys() == other.keys() and one
+        for name, tensor in one.items():
+            assert torch.equal(tensor, other[name]), f"{key}{name}"
+
+
+def leaves(value: object, name: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """All tensors of a nested state."""
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    elif isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(item, f"{name}.{key}")
 
 
 def test_a_damaged_last_checkpoint_falls_back_to_the_one_before_loudly(bars, tmp_path):

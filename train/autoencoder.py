@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from farworld.dataset import Dataset
 from farworld.models.autoencoder import Autoencoder, to_frames, to_pixels
+from farworld.train.batch_norm import share_batch_norms
 from farworld.train.config import TrainConfig
 from farworld.train.discriminator import PatchDiscriminator, adversarial_loss, balanced_loss, discriminator_loss
 from farworld.train.lpips import LPIPS, load_lpips
@@ -43,8 +44,13 @@ PLACES_OF_SAMPLE = 3
 STATISTICS_STEP = 2**39  # the step whose draws the latents are measured on
 
 
-def random_frames(data: Dataset, episodes: list[int], generators: list[torch.Generator]) -> np.ndarray:
-    """A few frames from one random place for each generator, (N · FRAMES_OF_PLACE, H, W, 3), uint8."""
+def random_frames(
+    data: Dataset, episodes: list[int], generators: list[torch.Generator], *, flip: bool = False
+) -> np.ndarray:
+    """A few frames from one random place for each generator, (N · FRAMES_OF_PLACE, H, W, 3), uint8.
+
+    With flip those of half of the places are mirrored.
+    """
     frames = []
     for generator in generators:  # reading decodes whole chunks: a single frame would cost as much
         episode = episodes[int(torch.randint(len(episodes), (1,), generator=generator))]
@@ -53,7 +59,9 @@ def random_frames(data: Dataset, episodes: list[int], generators: list[torch.Gen
         start = int(torch.randint(max(1, (total - 1) // 16 + 1), (1,), generator=generator)) * 16
         start = min(start, total - span)
         chosen = torch.randperm(span, generator=generator).repeat(FRAMES_OF_PLACE)[:FRAMES_OF_PLACE]
-        frames.append(data.frames(episode, start, start + span)[chosen.numpy()])
+        found = data.frames(episode, start, start + span)[chosen.numpy()]
+        is_mirrored = flip and float(torch.rand(1, generator=generator)) < 0.5
+        frames.append(found[:, :, ::-1] if is_mirrored else found)
     return np.concatenate(frames)
 
 
@@ -133,6 +141,7 @@ def begin(config: TrainConfig, ranks: Ranks) -> AutoencoderState:
     """The state of a new run, the same on every rank."""
     torch.manual_seed(config.seed)
     model = Autoencoder(config.autoencoder()).to(ranks.device)
+    share_batch_norms(model, ranks)
 
     def adam(module: nn.Module, learning_rate: float) -> torch.optim.Optimizer:
         return torch.optim.AdamW(
@@ -146,6 +155,7 @@ def begin(config: TrainConfig, ranks: Ranks) -> AutoencoderState:
     if config.autoencoder_gan_weight:
         sizes = config.autoencoder_gan_width, config.autoencoder_gan_layers
         state.discriminator = PatchDiscriminator(*sizes).to(ranks.device)
+        share_batch_norms(state.discriminator, ranks)
         state.discriminator_optimizer = adam(state.discriminator, config.autoencoder_gan_learning_rate)
     return state
 
@@ -241,7 +251,8 @@ def loss_of_frames(
         state.metrics["discriminator"] = update_discriminator(state, pixels, decoded, factor, config, ranks)
     with autocast(config, device):
         against = adversarial_loss(state.discriminator(decoded).float())
-    loss, weight = balanced_loss(loss, against, decoded, model.decoder.conv_out.weight, config.autoencoder_gan_weight)
+    last_layer, gan_weight = model.decoder.conv_out.weight, config.autoencoder_gan_weight
+    loss, weight = balanced_loss(loss, against, decoded, last_layer, gan_weight, ranks.mean)
     state.metrics.update(adversarial=against.detach(), gan_weight=weight)
     return loss
 
@@ -272,7 +283,7 @@ class AutoencoderObjective:
     def draw(self, step: int, items: range) -> Places:
         """Frames of these places."""
         generators = [step_generator(self._config, STAGE_KEY, step, item) for item in items]
-        frames = torch.from_numpy(random_frames(self._data, self._episodes, generators))
+        frames = torch.from_numpy(random_frames(self._data, self._episodes, generators, flip=self._config.flip))
         return Places(step, list(items), frames, Draws(generators).normal(*self._latent_shape).flatten(0, 1))
 
     def loss(self, drawn: Places) -> Tensor:
@@ -303,14 +314,16 @@ def train_autoencoder(run: Run, data: Dataset, episodes: list[int], held_out: li
     state = begin(config, ranks)
 
     @torch.no_grad()
-    def sample(step: int) -> None:
+    def sample(step: int) -> np.ndarray:
         generators = [step_generator(config, STAGE_KEY, 0, place) for place in range(PLACES_OF_SAMPLE)]
         frames = torch.from_numpy(random_frames(data, held_out, generators)).to(ranks.device)
         model = state.result.eval()
         with autocast(config, ranks.device):
             decoded = to_frames(model(to_pixels(frames)))
         rows = np.concatenate([frames.cpu().numpy(), decoded.cpu().numpy()])
-        write_png(run.samples / f"{STAGE}-{step:08d}.png", contact_sheet(rows, columns=len(frames)))
+        sheet = contact_sheet(rows, columns=len(frames))
+        write_png(run.samples / f"{STAGE}-{step:08d}.png", sheet)
+        return sheet
 
     fit(
         run, STAGE, state, AutoencoderObjective(state, run, data, episodes), total_steps=config.autoencoder_steps,
@@ -327,8 +340,15 @@ def train_autoencoder(run: Run, data: Dataset, episodes: list[int], held_out: li
 def _measure_latents(
     model: Autoencoder, data: Dataset, episodes: list[int], config: TrainConfig, device: torch.device
 ) -> None:
-    """Set shift and scale so that latents of training frames have zero mean and unit variance per channel."""
+    """Set shift and scale so that latents of training frames have zero mean and unit variance per channel.
+
+    With a latent_scale in the config they are only multiplied by that.
+    """
     model.eval()
+    if config.latent_scale:
+        model.latent_shift.zero_()
+        model.latent_scale.fill_(config.latent_scale)
+        return
     batches = []
     for batch in range(32):
         generators = [step_generator(config, STAGE_KEY, STATISTICS_STEP, batch, place) for place in range(8)]

@@ -123,11 +123,12 @@ def _random_latents(config: TrainConfig, num_actions: int) -> LatentDataset:
     from farworld.train.latents import LatentDataset
 
     far, rng = config.far(num_actions), np.random.default_rng(0)
-    frames = EPISODES * config.max_clip_frames
+    length = (config.max_clip_frames - 1) * config.frame_interval + 1
+    frames = EPISODES * length
     shape = frames, far.latent_channels, far.latent_height, far.latent_width
     return LatentDataset(
         rng.standard_normal(shape, np.float32).astype(np.float16),
-        np.arange(EPISODES + 1) * config.max_clip_frames,
+        np.arange(EPISODES + 1) * length,
         rng.integers(0, num_actions, frames),
     )
 

@@ -41,7 +41,8 @@ def train(
     out
         The run's directory.
     preset
-        Model and training sizes: maze-xs, maze-s, voxel-xs or voxel-s. Needed for a new run.
+        Model and training sizes, needed for a new run: maze-xs, maze-s, maze-m (for a GPU), voxel-xs, voxel-s, voxel-m;
+        or a set-up of the FAR paper, such as far-b-long-dmlab-64 or far-l-ucf101-128; a wrong name lists them all.
     init
         A world, run or hub repository whose weights the new run begins with, its autoencoder included; sizes are the
         world's own unless --preset is given. With --set shortcut_steps=8 it learns to take few steps.
@@ -108,6 +109,7 @@ def _print_plan(report: dict[str, Any], json: bool) -> None:
         print_json(report)
         return
     print(f"{'model parameters':<22} {report['parameters']:,}")
+    print(f"{'autoencoder parameters':<22} {report['autoencoder_parameters']:,}")
     print(f"{'frames per clip':<22} {report['frames_per_clip']:.0f} on average")
     print(
         f"{'tokens per clip':<22} {report['tokens_per_clip']:,.0f} on average, {report['clips_per_step']} clips a step"

@@ -8,6 +8,8 @@ Papers: pix2pix, arXiv:1611.07004 (the discriminator); VQGAN, arXiv:2012.09841, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -66,7 +68,12 @@ def adversarial_loss(decoded_logits: Tensor) -> Tensor:
 
 
 def balanced_loss(
-    reconstruction_loss: Tensor, adversarial_loss: Tensor, decoded: Tensor, last_layer: Tensor, gan_weight: float
+    reconstruction_loss: Tensor,
+    adversarial_loss: Tensor,
+    decoded: Tensor,
+    last_layer: Tensor,
+    gan_weight: float,
+    mean: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> tuple[Tensor, Tensor]:
     """Reconstruction + weight · adversarial, the weight being the quotient of their gradients at the last layer.
 
@@ -78,6 +85,7 @@ def balanced_loss(
         decoded: (B, 3, H, W), what the decoder made, with its graph.
         last_layer: the decoder's last weight.
         gan_weight: a factor of the weight.
+        mean: of a gradient over all processes that train together.
 
     Returns:
         A scalar whose value is the sum's and whose gradient, of everything behind `decoded`, is the sum's with the
@@ -86,7 +94,7 @@ def balanced_loss(
     (by_reconstruction,) = torch.autograd.grad(reconstruction_loss, decoded)
     (by_discriminator,) = torch.autograd.grad(adversarial_loss, decoded)
     norms = [
-        torch.autograd.grad(decoded, last_layer, gradient, retain_graph=True)[0].norm()
+        mean(torch.autograd.grad(decoded, last_layer, gradient, retain_graph=True)[0]).norm()
         for gradient in (by_reconstruction, by_discriminator)
     ]
     weight = gan_weight * (norms[0] / (norms[1] + 1e-4)).clamp(max=LARGEST_WEIGHT)

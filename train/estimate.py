@@ -1,10 +1,12 @@
 """What a training will take, before it starts: parameters, tokens, arithmetic and memory of the world stage.
 
-A step is run on tensors without storage, so that sizes beyond this machine can be asked about.
+A step is run on tensors without storage, so that sizes beyond this machine can be asked about. Blocks are alike, so
+that two depths tell what any depth takes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,12 +17,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from farworld.models.autoencoder import Autoencoder
 from farworld.models.far import FAR
 from farworld.train.config import TrainConfig
 from farworld.train.run import Draws, autocast
 from farworld.train.world import ClipKind, clip_length, flow_matching_loss
 
 LENGTHS = 4  # clip lengths that stand for the distribution, at even quantiles
+DEPTHS = 1, 2  # layers of the models that are run; the last block, which is not like the others, is in both
 STATE_BYTES = 5 * 4  # a parameter's weight, gradient, two moments of AdamW and moving average
 CPU_RUNTIME_BYTES = 570 * 2**20  # of Python, PyTorch and the logs, before any tensor
 
@@ -39,6 +43,7 @@ class Estimate:
 
     Attributes:
         parameters: of the transformer.
+        autoencoder_parameters: of the autoencoder, which is trained before.
         frames_per_clip: frames.
         tokens_per_clip: that enter the transformer to be trained.
         flops_per_step: floating-point operations, forward and backward.
@@ -46,6 +51,7 @@ class Estimate:
     """
 
     parameters: int
+    autoencoder_parameters: int
     frames_per_clip: float
     tokens_per_clip: float
     flops_per_step: float
@@ -74,6 +80,7 @@ def clip_kinds(config: TrainConfig, longest: int | None = None) -> list[tuple[fl
     return [
         (share / LENGTHS, ClipKind(clip_length(most, config, (index + 0.5) / LENGTHS), own_context_ratio))
         for share, most, own_context_ratio in phases
+        if share
         for index in range(LENGTHS)
     ]
 
@@ -92,27 +99,48 @@ def estimate_world(
     """
     kinds = clip_kinds(config, longest)
     clips = config.world_batch_size // processes // config.accumulate
-    frames = tokens = flops = 0.0
+    length = clip_length(min(config.max_clip_frames, longest or config.max_clip_frames), config, 1.0)
+    most = ClipKind(length, max(kind.own_context_ratio for _, kind in kinds))
+    needed = {most, *(kind for _, kind in kinds)}
     with FakeTensorMode(allow_non_fake_inputs=True):
-        with torch.device(device):
-            model = FAR(config.far(num_actions))
-        model.recompute = config.recompute
-        counts = {kind: _run(model, config, kind, clips, device)[0] for kind in {kind for _, kind in kinds}}
-        for share, kind in kinds:
-            frames += share * kind.length
-            tokens += share * _tokens(model, config, kind.length)
-            flops += share * counts[kind] * config.accumulate
-        most = ClipKind(min(config.max_clip_frames, longest or config.max_clip_frames), config.own_context_ratio)
-        _, saved = _run(model, config, most, clips, device)
-        parameters = sum(parameter.numel() for parameter in model.parameters())
+        counts = _at_depth(config, num_actions, needed, clips, device)
+    with torch.device("meta"):
+        model, autoencoder = FAR(config.far(num_actions)), Autoencoder(config.autoencoder())
+    parameters, autoencoder_parameters = (
+        sum(parameter.numel() for parameter in module.parameters()) for module in (model, autoencoder)
+    )
     runtime = CPU_RUNTIME_BYTES if device.type == "cpu" else 0
     return Estimate(
         parameters=parameters,
-        frames_per_clip=frames,
-        tokens_per_clip=tokens,
-        flops_per_step=flops,
-        memory_bytes=parameters * STATE_BYTES + saved + runtime,
+        autoencoder_parameters=autoencoder_parameters,
+        frames_per_clip=sum(share * kind.length for share, kind in kinds),
+        tokens_per_clip=sum(share * _tokens(model, config, kind.length) for share, kind in kinds),
+        flops_per_step=sum(share * counts[kind][0] * config.accumulate for share, kind in kinds),
+        memory_bytes=parameters * STATE_BYTES + counts[most][1] + runtime,
     )
+
+
+def _at_depth(
+    config: TrainConfig, num_actions: int, kinds: set[ClipKind], clips: int, device: torch.device
+) -> dict[ClipKind, tuple[int, int]]:
+    """What `_run` finds at the config's depth, from shallow models where it is deep."""
+    depths = DEPTHS if config.num_layers > DEPTHS[-1] else (config.num_layers,)
+    runs = []
+    for depth in depths:
+        with torch.device(device):
+            model = FAR(dataclasses.replace(config, num_layers=depth).far(num_actions))
+        model.recompute = config.recompute
+        runs.append({kind: _run(model, config, kind, clips, device) for kind in kinds})
+    if len(runs) == 1:
+        return runs[0]
+    more = config.num_layers - depths[-1]  # blocks beyond the deeper model's, each worth the difference of the two
+    return {
+        kind: (
+            runs[1][kind][0] + more * (runs[1][kind][0] - runs[0][kind][0]),
+            runs[1][kind][1] + more * (runs[1][kind][1] - runs[0][kind][1]),
+        )
+        for kind in kinds
+    }
 
 
 def _run(model: FAR, config: TrainConfig, kind: ClipKind, clips: int, device: torch.device) -> tuple[int, int]:

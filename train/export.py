@@ -17,11 +17,13 @@ from farworld.rollout import Rollout, denoise_clip
 from farworld.train import config as train_config
 from farworld.train.evaluate import one_step
 from farworld.train.run import Run, TrainState
-from farworld.video import contact_sheet, write_png
+from farworld.video import VideoWriter, contact_sheet, write_png
 from farworld.world_model import WorldConfig, WorldModel
 
 SAMPLE_EPISODES = 4
-SAMPLE_FRAMES = 12
+SAMPLE_FRAMES = 12  # of a sheet, and the least that an episode must have after the start
+VIDEO_FRAMES = 48  # of a video, if the episodes have them
+VIDEO_SIDE = 256  # pixels; smaller frames are enlarged to about this
 CLIP_STEPS = 25  # denoising steps of a whole clip
 CARD_EPISODES = 8
 CARD_FRAMES = 100
@@ -40,6 +42,8 @@ def assemble(run: Run, data: Dataset, transformer: FAR, autoencoder: Autoencoder
         frames_per_second=data.spec.frames_per_second,
         num_steps=config.num_steps,
         context_frames=config.context_frames,
+        layout=config.layout,
+        frame_action="label" if config.condition == "label" else "producing",
         context_noise=config.context_noise,
         training=training,
     )
@@ -51,35 +55,65 @@ def assemble(run: Run, data: Dataset, transformer: FAR, autoencoder: Autoencoder
 
 def draw_samples(
     run: Run, data: Dataset, held_out: list[int], transformer: FAR, autoencoder: Autoencoder, step: int
-) -> None:
-    """Roll out held-out episodes under their own actions: truth above, prediction below, frame by frame."""
+) -> np.ndarray | None:
+    """Roll out held-out episodes under their own actions, into a sheet and a video.
+
+    Args:
+        run: its folder takes `samples/world-STEP.png`, truth above and dream below, frame by frame, and
+            `samples/world-STEP.mp4`, truth to the left and dream to the right.
+        data: as the run sees it.
+        held_out: episodes; those that are too short are passed over.
+        transformer: to be judged.
+        autoencoder: of the run.
+        step: of training, for the names.
+
+    Returns:
+        The sheet; None if no episode is long enough.
+    """
     world = assemble(run, data, transformer, autoencoder, {})
     start = run.config.start_frames if transformer.config.causal else 0
-    rows = []
-    for episode in held_out[:SAMPLE_EPISODES]:
-        if data.num_frames(episode) < start + SAMPLE_FRAMES:
-            continue
-        frames, actions = data.frames(episode, 0, start + SAMPLE_FRAMES), data.actions(episode)
-        if transformer.config.causal:
-            rollout = Rollout(world)
-            rollout.prime(frames[None, :start], actions[None, : start - 1])
-            predicted = [rollout.step(int(action))[0] for action in actions[start - 1 : start - 1 + SAMPLE_FRAMES]]
-        else:
-            predicted = list(_dream_clip(world, actions))
-        rows += [*frames[start:], *predicted]
-    if rows:
-        write_png(run.samples / f"world-{step:08d}.png", contact_sheet(np.stack(rows), columns=SAMPLE_FRAMES))
+    chosen = [episode for episode in held_out if data.num_frames(episode) >= start + SAMPLE_FRAMES][:SAMPLE_EPISODES]
+    if not chosen:
+        return None
+    count = SAMPLE_FRAMES
+    if transformer.config.causal:
+        count = min(VIDEO_FRAMES, *(data.num_frames(episode) - start for episode in chosen))
+    frames = np.stack([data.frames(episode, 0, start + count) for episode in chosen])
+    actions = np.stack([data.actions(episode)[: start + count - 1] for episode in chosen])
+    truth, dream = frames[:, start:], _dream(world, frames[:, :start], actions)
+    rows = np.stack([truth[:, :SAMPLE_FRAMES], dream[:, :SAMPLE_FRAMES]], axis=1)
+    sheet = contact_sheet(rows.reshape(-1, *rows.shape[3:]), columns=SAMPLE_FRAMES)
+    write_png(run.samples / f"world-{step:08d}.png", sheet)
+    pairs = np.stack([truth, dream], axis=2)  # (episodes, frames, 2, H, W, 3)
+    pictures = [contact_sheet(pairs[:, t].reshape(-1, *pairs.shape[3:]), columns=2) for t in range(count)]
+    scale = max(1, VIDEO_SIDE // run.config.frame_size)
+    rate = data.spec.frames_per_second
+    with VideoWriter(run.samples / f"world-{step:08d}.mp4", rate, *pictures[0].shape[:2], scale=scale) as video:
+        for picture in pictures:
+            video.write(picture)
+    return sheet
 
 
-def _dream_clip(world: WorldModel, actions: np.ndarray) -> np.ndarray:
-    """A clip of SAMPLE_FRAMES frames under the first actions of an episode, all frames at once."""
-    config = world.config.model
-    produced_by = torch.tensor([config.null_action, *actions[: SAMPLE_FRAMES - 1].tolist()], device=world.device)
-    shape = (1, SAMPLE_FRAMES, config.latent_channels, config.latent_height, config.latent_width)
+def _dream(world: WorldModel, start: np.ndarray, actions: np.ndarray) -> np.ndarray:
+    """Frames after a start, (B, N, H, W, 3), uint8; those of a model that isn't causal all at once and without one.
+
+    Args:
+        world: dreams.
+        start: (B, F, H, W, 3), uint8.
+        actions: (B, F + N − 1), between all frames.
+    """
+    num_start = start.shape[1]
+    if world.config.model.causal:
+        rollout = Rollout(world, batch_size=len(start))
+        rollout.prime(start, actions[:, : num_start - 1])
+        return np.stack([rollout.step(actions[:, t]) for t in range(num_start - 1, actions.shape[1])], axis=1)
+    conditions = world.config.conditions(torch.from_numpy(actions)).to(world.device)
+    config, (batch, count) = world.config.model, conditions.shape
+    shape = batch, count, config.latent_channels, config.latent_height, config.latent_width
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(world.device)
-    latents = denoise_clip(world, produced_by[None], noise, flow.euler_timesteps(CLIP_STEPS))
+    latents = denoise_clip(world, conditions, noise, flow.euler_timesteps(CLIP_STEPS))
     with torch.inference_mode():
-        return world.decode(latents[0]).cpu().numpy()
+        return world.decode(latents.flatten(0, 1)).unflatten(0, (batch, count)).cpu().numpy()
 
 
 def export_world(
@@ -113,8 +147,9 @@ def export_world(
     }
     world = assemble(run, data, transformer, autoencoder, training)
     scores = one_step(world, data, held_out[:CARD_EPISODES], max_frames=CARD_FRAMES)
-    shuffled = one_step(world, data, held_out[:CARD_EPISODES], max_frames=CARD_FRAMES, shuffle_actions=True)
-    scores["shuffled_actions_psnr"] = shuffled["psnr"]
+    if run.config.condition == "action":
+        shuffled = one_step(world, data, held_out[:CARD_EPISODES], max_frames=CARD_FRAMES, shuffle_actions=True)
+        scores["shuffled_actions_psnr"] = shuffled["psnr"]
     training["held_out_one_step"] = scores
     contexts = [_context(data, episode, run.config.start_frames) for episode in held_out[: run.config.num_contexts]]
     save_world(run.world, world.config, transformer, autoencoder, contexts, _card(world, scores))
@@ -141,22 +176,31 @@ def _card(world: WorldModel, scores: dict) -> str:
     moving = scores["psnr"] is not None
     rows = (
         f"| frames that differ from the one before | {scores['psnr']:.2f} dB / {scores['ssim']:.3f} | "
-        f"{scores['copy_last_psnr']:.2f} dB / {scores['copy_last_ssim']:.3f} |\n"
-        f"| the same with the actions shuffled | {scores['shuffled_actions_psnr']:.2f} dB | |"
+        f"{scores['copy_last_psnr']:.2f} dB / {scores['copy_last_ssim']:.3f} |"
         if moving
         else "| frames that differ from the one before | none | none |"
     )
+    if moving and "shuffled_actions_psnr" in scores:
+        rows += f"\n| the same with the actions shuffled | {scores['shuffled_actions_psnr']:.2f} dB | |"
+    condition = training["config"]["condition"]
+    kind = "FAR-Long" if config.model.context_patch_size else "FAR"
+    video = "action-conditioned-video" if condition == "action" else "video-generation"
+    told = {
+        "action": f"Actions: {', '.join(config.vocabulary.names)}.",
+        "label": f"Labels, each an action that stays the same: {', '.join(config.vocabulary.names)}.",
+        "none": "It is told no actions.",
+    }[condition]
     return f"""---
 library_name: farworld
-tags: [world-model, action-conditioned-video, autoregressive, flow-matching]
+tags: [world-model, {video}, autoregressive, flow-matching]
 ---
 # {config.name}
 
-A FAR-Long world model (frame-autoregressive flow matching, arXiv:2503.19325) of `{training["data"]["env"]}`:
+A {kind} world model (frame-autoregressive flow matching, arXiv:2503.19325) of `{training["data"]["env"]}`:
 {config.frame_height}×{config.frame_width} pixels at {config.frames_per_second:g} frames/s,
 {world.num_parameters / 1e6:.1f} M parameters with its autoencoder.
 
-Play it: `farworld play --ckpt PATH`. Actions: {", ".join(config.vocabulary.names)}.
+Play it: `farworld play --ckpt PATH`. {told}
 
 ## Training
 

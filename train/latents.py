@@ -28,22 +28,30 @@ class LatentDataset:
     Attributes:
         latents: (N, C, H, W), float16, episodes one after the other, memory-mapped.
         starts: (E + 1,), first frame of each episode in `latents`.
-        produced_by: (N,), int64, the action that produced each frame; the null action for first frames.
+        produced_by: (N,), int64, the action that produced each frame, the null action for first frames; or the label.
+        mirrored: like `latents`, of the frames' mirror images; None if nobody needs them.
     """
 
     latents: np.ndarray
     starts: np.ndarray
     produced_by: np.ndarray
+    mirrored: np.ndarray | None = None
 
     def num_frames(self, episode: int) -> int:
         """Frames of an episode."""
         return int(self.starts[episode + 1] - self.starts[episode])
 
-    def clip(self, episode: int, start: int, length: int) -> tuple[Tensor, Tensor]:
-        """Latents (length, C, H, W), float32, and the actions that produced them, (length,)."""
+    def clip(
+        self, episode: int, start: int, length: int, *, interval: int = 1, mirrored: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Latents (length, C, H, W), float32, of every interval-th frame, and what produced these, (length,)."""
         first = int(self.starts[episode]) + start
-        latents = torch.from_numpy(self.latents[first : first + length].astype(np.float32))
-        return latents, torch.from_numpy(self.produced_by[first : first + length].copy())
+        frames = slice(first, first + (length - 1) * interval + 1, interval)
+        latents = self.mirrored if mirrored and self.mirrored is not None else self.latents
+        return (
+            torch.from_numpy(latents[frames].astype(np.float32)),
+            torch.from_numpy(self.produced_by[frames].copy()),
+        )
 
 
 def cache_latents(run: Run, autoencoder: Autoencoder, data: Dataset) -> LatentDataset:
@@ -57,16 +65,22 @@ def cache_latents(run: Run, autoencoder: Autoencoder, data: Dataset) -> LatentDa
     far = config.far(len(data.spec.action_vocabulary))
     counts = [data.num_frames(i) for i in range(len(data))]
     starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-    shape = (int(starts[-1]), far.latent_channels, far.latent_height, far.latent_width)
+    # With flip all mirror images follow.
+    num_frames, copies = int(starts[-1]), 2 if config.flip else 1
+    shape = (copies * num_frames, far.latent_channels, far.latent_height, far.latent_width)
     file = run.latents / "latents.f16"
     if run.ranks.is_first:
         _fill(run, file, autoencoder.to(device), data, starts, shape)
     run.ranks.wait()
     latents = np.memmap(file, dtype=np.float16, mode="r", shape=shape)
-    produced_by = np.full(shape[0], far.null_action, dtype=np.int64)
+    produced_by = np.full(num_frames, far.null_action, dtype=np.int64)
     for episode in range(len(data)):
-        produced_by[starts[episode] + 1 : starts[episode + 1]] = data.actions(episode)
-    return LatentDataset(latents, starts, produced_by)
+        first, stop = starts[episode], starts[episode + 1]
+        if config.condition == "action":
+            produced_by[first + 1 : stop] = data.actions(episode)
+        elif config.condition == "label":
+            produced_by[first:stop] = data.actions(episode)[0]
+    return LatentDataset(latents[:num_frames], starts, produced_by, latents[num_frames:] if config.flip else None)
 
 
 def _fill(
@@ -85,7 +99,11 @@ def _fill(
     with progress_bar("latents    ", float(starts[-1]), unit="frames", completed=float(starts[done])) as advance:
         for episode in range(done, len(data)):
             span = slice(starts[episode], starts[episode + 1])
-            latents[span] = _encode(autoencoder, data.frames(episode), run.config, run.ranks.device)
+            frames = data.frames(episode)
+            latents[span] = _encode(autoencoder, frames, run.config, run.ranks.device)
+            if run.config.flip:
+                mirrored = slice(span.start + starts[-1], span.stop + starts[-1])
+                latents[mirrored] = _encode(autoencoder, frames[:, :, ::-1].copy(), run.config, run.ranks.device)
             advance(int(span.stop - span.start))
             if episode % 20 == 19 or episode == len(data) - 1:
                 latents.flush()

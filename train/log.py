@@ -8,12 +8,26 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from farworld.train.run import Run
 
-Log = Callable[[int, dict[str, float]], None]  # a step and its figures
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """The open logs of a stage.
+
+    Attributes:
+        figures: takes a step and its figures.
+        picture: takes a step and a picture of samples, (H, W, 3), uint8; for TensorBoard.
+    """
+
+    figures: Callable[[int, dict[str, float]], None]
+    picture: Callable[[int, np.ndarray], None]
 
 
 @contextlib.contextmanager
@@ -29,7 +43,7 @@ def open_log(run: Run, stage: str, step: int) -> Iterator[Log]:
         ImportError: Weights & Biases is asked for and not installed.
     """
     if not run.ranks.is_first:
-        yield lambda step, figures: None
+        yield Log(lambda step, figures: None, lambda step, picture: None)
         return
     from torch.utils.tensorboard import SummaryWriter
 
@@ -38,7 +52,7 @@ def open_log(run: Run, stage: str, step: int) -> Iterator[Log]:
         lines = stack.enter_context(open(run.logs / f"{stage}.jsonl", "a", encoding="utf-8"))
         weights_and_biases = _open_weights_and_biases(run, stack) if run.config.wandb_project else None
 
-        def log(step: int, figures: dict[str, float]) -> None:
+        def write_figures(step: int, figures: dict[str, float]) -> None:
             lines.write(json.dumps({"step": step, **figures}) + "\n")
             lines.flush()
             for name, value in figures.items():
@@ -47,7 +61,10 @@ def open_log(run: Run, stage: str, step: int) -> Iterator[Log]:
                 named = {f"{stage}/{name}": value for name, value in figures.items()}
                 weights_and_biases.log({**named, f"{stage}/step": step})
 
-        yield log
+        def write_picture(step: int, picture: np.ndarray) -> None:
+            board.add_image(f"{stage}/samples", picture, step, dataformats="HWC")
+
+        yield Log(write_figures, write_picture)
 
 
 def _open_weights_and_biases(run: Run, stack: contextlib.ExitStack):

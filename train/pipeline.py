@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from farworld.checkpoint import World
 from farworld.dataset import Dataset
 from farworld.train.autoencoder import STAGE as AUTOENCODER_STAGE
@@ -15,6 +17,7 @@ from farworld.train.initial import adopt, check_sizes, config_of, open_world
 from farworld.train.latents import cache_latents
 from farworld.train.ranks import Ranks
 from farworld.train.run import Run
+from farworld.train.view import RunView
 from farworld.train.world import STAGE as WORLD_STAGE
 from farworld.train.world import split_episodes, train_world
 
@@ -72,7 +75,8 @@ def plan(
     stored, world = Run.stored_config(path) if resume else None, None if init is None else open_world(init, data)
     config = _choose_config(path, stored, preset_name, overrides, world)
     _check_data(data, config)
-    lengths = [data.num_frames(i) for i in range(len(data))]
+    view = RunView(data, config)
+    lengths = [view.num_frames(i) for i in range(len(view))]
     ranks.share(config.world_batch_size, config.accumulate)
     estimate = estimate_world(
         config, len(data.spec.action_vocabulary), ranks.device, longest=max(lengths), processes=ranks.count
@@ -138,9 +142,16 @@ def _check_data(data: Dataset, config: TrainConfig) -> None:
             f"the preset {config.preset} is for frames of {config.frame_size}×{config.frame_size}, the dataset has "
             f"{spec.height}×{spec.width}; choose another preset, or record with --size {config.frame_size}"
         )
-    longest = max(data.num_frames(i) for i in range(len(data)))
-    if longest < 2:
-        raise ValueError("no episode of the dataset has two frames or more")
+    view = RunView(data, config)
+    if max(view.num_frames(i) for i in range(len(view))) < 2:
+        apart = f", {config.frame_interval} apart" if config.frame_interval > 1 else ""
+        raise ValueError(f"no episode of the dataset has two frames or more{apart}")
+    for i in range(len(data) if config.condition == "label" else 0):
+        if len(labels := set(data.actions(i).tolist())) != 1:
+            raise ValueError(
+                f"with condition=label all actions of an episode are its label, and {data.path(i)} has {len(labels)} "
+                "different ones; set condition=action, or import labelled videos with `farworld data import-video`"
+            )
 
 
 def run_stages(run: Run, data: Dataset, stage: str) -> dict:
@@ -155,6 +166,7 @@ def run_stages(run: Run, data: Dataset, stage: str) -> dict:
     if stage in ("autoencoder", "all"):
         train_autoencoder(run, data, train_episodes, held_out)
         ranks.wait()
+    view = RunView(data, run.config)
     autoencoder = load_autoencoder(run).to(device)
     statistics = run.load_checkpoint(STATISTICS)
     assert statistics is not None
@@ -166,12 +178,12 @@ def run_stages(run: Run, data: Dataset, stage: str) -> dict:
     if stage == "latents":
         return result
 
-    def sample(transformer, step: int) -> None:
-        draw_samples(run, data, held_out, transformer, autoencoder, step)
+    def sample(transformer, step: int) -> np.ndarray | None:
+        return draw_samples(run, view, held_out, transformer, autoencoder, step)
 
-    state = train_world(run, latents, data, train_episodes, sample)
+    state = train_world(run, latents, view, train_episodes, sample)
     # What is not causal makes clips, in samples/, and nobody can play it.
     if not run.config.causal or not ranks.is_first:
         return {**result, f"{WORLD_STAGE}_steps": state.step}
-    scores = export_world(run, data, held_out, state, autoencoder, statistics)
+    scores = export_world(run, view, held_out, state, autoencoder, statistics)
     return {**result, f"{WORLD_STAGE}_steps": state.step, "world": str(run.world), **scores}

@@ -51,14 +51,21 @@ class Ranks:
         dist.all_reduce(total)
         return total.tolist()
 
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean of a tensor over all ranks, without a gradient."""
+        if self.count == 1:
+            return tensor
+        total = tensor.detach().clone()
+        dist.all_reduce(total)
+        return total / self.count
+
     def average_gradients(self, module: nn.Module) -> None:
         """Average the gradients of a module that was not replicated over all ranks."""
         if self.count == 1:
             return
         for parameter in module.parameters():
             if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= self.count
+                parameter.grad = self.mean(parameter.grad)
 
     def share(self, num_items: int, num_parts: int) -> list[range]:
         """This rank's items of a step, in parts of equal size.

@@ -172,9 +172,9 @@ def moving_average(model: nn.Module, decay: float) -> AveragedModel:
 
 
 def learning_rate_factor(step: int, total_steps: int, config: TrainConfig) -> float:
-    """Linear warm-up, a plateau, and a linear decay to zero over the last part."""
+    """Linear warm-up, a plateau, and a linear decay to zero over the last part, if the config has one."""
     warmup = min(1.0, (step + 1) / max(1, min(config.warmup_steps, total_steps // 10)))
-    left = (total_steps - step) / (total_steps - config.decay_start(total_steps))
+    left = (total_steps - step) / max(1, total_steps - config.decay_start(total_steps))
     return min(warmup, max(0.0, left), 1.0)
 
 
@@ -274,7 +274,7 @@ def fit(
     total_steps: int,
     items_per_step: int,
     frames_per_step: int,
-    sample: Callable[[int], None],
+    sample: Callable[[int], np.ndarray | None],
 ) -> None:
     """Train until `total_steps`, from wherever the run's checkpoints are.
 
@@ -286,7 +286,7 @@ def fit(
         total_steps: steps in all, those of earlier sittings included.
         items_per_step: items of a step, all ranks together.
         frames_per_step: frames that one step looks at, for the rate that is shown.
-        sample: draws samples of a step into the run's folder.
+        sample: draws samples of a step into the run's folder; their picture is logged.
 
     Raises:
         ValueError: the loss is not finite; the last checkpoint is intact, and `failed_step.json` names the items.
@@ -321,7 +321,7 @@ def fit(
                     "learning_rate_factor": factor,
                     "waited_seconds": report.waited,
                 }
-                log(state.step, figures | {name: float(value) for name, value in state.metrics.items()})
+                log.figures(state.step, figures | {name: float(value) for name, value in state.metrics.items()})
             if state.step % config.checkpoint_every == 0 or finished or report.interrupted:
                 state.seconds = time.perf_counter() - began
                 if ranks.is_first:
@@ -329,8 +329,8 @@ def fit(
             if report.interrupted:
                 raise KeyboardInterrupt
             if state.step % config.sample_every == 0 or finished:
-                if ranks.is_first:
-                    sample(state.step)
+                if ranks.is_first and (picture := sample(state.step)) is not None:
+                    log.picture(state.step, picture)
                 ranks.wait()
                 state.model.train()
 

@@ -5,6 +5,9 @@ last frames is either a noised target or clean context, all earlier ones are cle
 of the training, while the learning rate falls, clips are long and some context frames are the model's own predictions.
 Video-DiT, the paper's baseline, has one timestep for all frames of a clip and no context.
 
+Frames are conditioned on the action that produced them, on a label that all frames of an episode share, or on nothing.
+With the anchored layout, clips of uniform lengths and neither copy gate nor own predictions it is the paper's training.
+
 Options, off unless the config asks for them:
 - shortcut forcing: the model is told the size of the step, and in a share of the clips it learns to go in one step
   where two half steps of its moving average lead, so that few steps a frame are enough;
@@ -39,6 +42,7 @@ from farworld.train.run import Draws, Run, TrainState, autocast, fit, moving_ave
 
 STAGE = "world"
 STAGE_KEY = 2  # see step_generator
+Sample = Callable[[nn.Module, int], np.ndarray | None]  # of an averaged model and a step to a picture, if there is one
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,10 +65,15 @@ class Clips:
 
 
 def clip_length(longest: int, config: TrainConfig, draw: float) -> int:
-    """The length of a batch's clips for a draw in [0, 1], log-uniform from fine_frames up to `longest`, in frames."""
+    """The length of a batch's clips for a draw in [0, 1), from fine_frames up to `longest`, in frames.
+
+    Log-uniform; or uniform as in the official implementation, which never draws `longest` itself.
+    """
     shortest = min(config.fine_frames, longest)
     if config.context_patch_size is None:  # every frame is fine, and trained on
         longest = shortest
+    if config.clip_lengths == "uniform":
+        return shortest + int(draw * (longest - shortest))
     return round(math.exp(math.log(shortest) + draw * math.log(longest / shortest)))
 
 
@@ -77,13 +86,15 @@ def random_clips(
     generators: list[torch.Generator],
 ) -> Clips:
     """Clips of one kind, each drawn by its own generator from the episodes that are long enough."""
-    length = kind.length
-    candidates = [episode for episode in episodes if latents.num_frames(episode) >= length]
+    length, interval = kind.length, config.frame_interval
+    span = (length - 1) * interval + 1
+    candidates = [episode for episode in episodes if latents.num_frames(episode) >= span]
     clips, actions, places = [], [], []
     for generator in generators:
         episode = candidates[int(torch.randint(len(candidates), (1,), generator=generator))]
-        start = int(torch.randint(latents.num_frames(episode) - length + 1, (1,), generator=generator))
-        clip, produced_by = latents.clip(episode, start, length)
+        start = int(torch.randint(latents.num_frames(episode) - span + 1, (1,), generator=generator))
+        mirrored = config.flip and float(torch.rand(1, generator=generator)) < 0.5
+        clip, produced_by = latents.clip(episode, start, length, interval=interval, mirrored=mirrored)
         if noop is not None and float(torch.rand(1, generator=generator)) < config.idle_ratio:
             clip, produced_by = clip[:1].expand_as(clip), torch.full_like(produced_by, noop)
         clips.append(clip)
@@ -168,10 +179,7 @@ def flow_matching_loss(
     batch, length = actions.shape
     num_fine = min(config.fine_frames, length)
     device, null, finest = clean.device, far.null_action, far.shortcut_steps
-    dropped = draws.uniform(length) < config.action_dropout
-    # The clip's first frame is the first of its stream: whatever produced it is not known.
-    dropped[:, 0] = True
-    actions = actions.masked_fill(dropped.to(device), null)
+    actions = actions.masked_fill(dropped_conditions(length, config, draws).to(device), null)
     num_context = max(length - num_fine, length - far.window)
     context = clean[:, :num_context] if num_context > 0 else None
     truth = shown = clean[:, length - num_fine :]
@@ -206,6 +214,16 @@ def flow_matching_loss(
     if len(bootstrapped):
         target[chosen] = two_half_steps(teacher or model, inputs.select(chosen))
     return velocity_loss(inputs.velocity(model), target, is_clean)
+
+
+def dropped_conditions(length: int, config: TrainConfig, draws: Draws) -> Tensor:
+    """Which frames of some clips are not told their action, or which clips not their label, (B, T), bool."""
+    if config.condition == "label":
+        return (draws.uniform() < config.action_dropout)[:, None].expand(-1, length)
+    dropped = draws.uniform(length) < config.action_dropout
+    # The clip's first frame is the first of its stream: whatever produced it is not known.
+    dropped[:, 0] = True
+    return dropped
 
 
 def velocity_loss(velocity: Tensor, target: Tensor, is_clean: Tensor) -> Tensor:
@@ -303,7 +321,7 @@ def optimizer_of(model: FAR, config: TrainConfig) -> torch.optim.Optimizer:
     matrices = [p for p in model.parameters() if p.ndim >= 2]
     vectors = [p for p in model.parameters() if p.ndim < 2]
     groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.98), fused=True)
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas, fused=True)
 
 
 def new_state(
@@ -389,9 +407,7 @@ def kind_of_step(step: int, config: TrainConfig, longest_episode: int) -> ClipKi
     return ClipKind(clip_length(longest, config, draw), config.own_context_ratio)
 
 
-def train_world(
-    run: Run, latents: LatentDataset, data: Dataset, episodes: list[int], sample: Callable[[nn.Module, int], None]
-) -> TrainState:
+def train_world(run: Run, latents: LatentDataset, data: Dataset, episodes: list[int], sample: Sample) -> TrainState:
     """Run the stage to its end.
 
     Args:
@@ -399,7 +415,7 @@ def train_world(
         latents: of all episodes of `data`.
         data: for its vocabulary.
         episodes: those to train on.
-        sample: called with (averaged model, step) at the config's cadence.
+        sample: called at the config's cadence.
 
     Returns:
         The final state.
@@ -408,10 +424,11 @@ def train_world(
     state = new_state(config, len(vocabulary), run.ranks, initial_weights(run))
     average = state.average
     assert average is not None
-    longest = max(latents.num_frames(episode) for episode in episodes)
+    longest = (max(latents.num_frames(episode) for episode in episodes) - 1) // config.frame_interval + 1
+    noop = vocabulary.noop if config.condition == "action" else None
     kinds = partial(kind_of_step, config=config, longest_episode=longest)
     fit(
-        run, STAGE, state, WorldObjective(state, config, latents, episodes, vocabulary.noop, kinds),
+        run, STAGE, state, WorldObjective(state, config, latents, episodes, noop, kinds),
         total_steps=config.world_steps, items_per_step=config.world_batch_size,
         frames_per_step=config.world_batch_size * config.fine_frames,
         sample=lambda step: sample(average.module, step),

@@ -12,10 +12,15 @@ class Keys:
 
     The newest key rules: who walks and presses the jump key jumps, and walks on afterwards. A key that went down
     and up between two frames still counts for one frame, and of two such taps the older one comes first.
+
+    Attributes:
+        known: the keys that actions have.
+        idle: the action while no key asks for one; None is none at all.
     """
 
     def __init__(self, vocabulary: ActionVocabulary) -> None:
         self.vocabulary = vocabulary
+        self.idle = vocabulary.noop
         self.known = tuple(dict.fromkeys(key for action in vocabulary.actions for key in action.keys))
         self._held: list[str] = []  # oldest first
         self._unanswered: list[str] = []  # went down since the last action, oldest first
@@ -58,7 +63,7 @@ class Keys:
         chords = [chord for key in by_priority if (chord := self._longest_chord(key, down)) is not None]
         if not chords:
             self._unanswered.clear()
-            return self.vocabulary.noop
+            return self.idle
         answered = self.vocabulary.actions[chords[0]].keys
         self._unanswered = [
             key for key in self._unanswered if key not in answered and self._longest_chord(key, down) is not None

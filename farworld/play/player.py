@@ -168,6 +168,8 @@ class WorldPlayer(Player):
     def _first_frame(self) -> np.ndarray:
         context = self.world.contexts[self.start]
         self.rollout.prime(context.frames[None], context.actions[None], seed=self.seed)
+        if len(context.actions) and self.world.config.frame_action == "label":
+            self.keys.idle = int(context.actions[-1])  # the start's own label goes on until another is asked for
         return context.frames[-1]
 
     def _next_frame(self, action: int) -> np.ndarray:
