@@ -10,6 +10,7 @@ Paper: FAR, arXiv:2503.19325, Sec. 3.3; the sliding, append-only layout is ours.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,11 +23,12 @@ from farworld.models.far import (
     CLEAN_LONG_TERM,
     CLEAN_SHORT_TERM,
     TIMESTEP_SCALE,
+    FARConfig,
     Frames,
     context_frames,
     context_mark,
 )
-from farworld.models.kv_cache import EMPTY, CachedAttention, KVCache
+from farworld.models.kv_cache import EMPTY, CachedAttention, KVCache, Page
 from farworld.models.modulation_table import ModulationTable
 from farworld.world_model import LAYOUTS, WorldModel, check_noise_level
 
@@ -34,11 +36,27 @@ CONTEXT_NOISE_KEY = 1  # of the generators of what is added to context frames
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A rollout's whole state; restoring it and stepping alike gives the same frames."""
+class Settings:
+    """What a rollout's frames depend on besides the weights, context, actions and seed."""
 
-    keys: Tensor
-    values: Tensor
+    model: FARConfig
+    batch_size: int
+    layout: str
+    context_frames: int
+    guidance_scale: float
+    context_noise: float
+    timesteps: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A rollout's whole state; restoring it and stepping alike gives the same frames.
+
+    It is taken at no cost, whatever the context. Frames that have left the rollout's memory stay in that of the
+    snapshots that need them, once for all of them. It can be copied and pickled.
+    """
+
+    pages: tuple[Page | None, ...]
     frame_of_slot: Tensor
     latents: tuple[Tensor, ...]
     actions: tuple[Tensor, ...]
@@ -46,7 +64,7 @@ class Snapshot:
     fine_end: int
     coarse_end: int
     seed: int
-    layout: str
+    settings: Settings
 
 
 class Rollout:
@@ -145,6 +163,14 @@ class Rollout:
         self._fine_end = 0  # frames before it are in the cache by their fine tokens, if still in the window
         self._coarse_end = 0  # frames before it are in the cache by their coarse tokens, if still in the ring
         self._primed = False
+
+    @property
+    def settings(self) -> Settings:
+        """What a snapshot has to have in common with the rollout."""
+        return Settings(
+            self.world.config.model, self.batch_size, self.layout, self.context_frames, self.guidance_scale,
+            self.context_noise, tuple(self.timesteps),
+        )  # fmt: skip
 
     @property
     def num_steps(self) -> int:
@@ -260,29 +286,24 @@ class Rollout:
         return predicted
 
     def snapshot(self) -> Snapshot:
-        """Copy the state."""
-        cache = self._cache
+        """The state; what comes later does not change it."""
         return Snapshot(
-            cache.keys.clone(), cache.values.clone(), cache.frame_of_slot.clone(),
-            tuple(self._latents), tuple(self._actions), self.frame_index, self._fine_end, self._coarse_end, self.seed,
-            self.layout,
+            self._cache.pages(), self._cache.frame_of_slot.clone(), tuple(self._latents), tuple(self._actions),
+            self.frame_index, self._fine_end, self._coarse_end, self.seed, self.settings,
         )  # fmt: skip
 
+    @torch.inference_mode()
     def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot of this rollout, or of one made alike.
+        """Go back to a snapshot of this rollout, or of one made alike; it costs what has changed since.
 
         Raises:
-            ValueError: another layout, batch size, context or use of guidance.
+            ValueError: of a rollout with other settings.
         """
-        mine, theirs = (self.layout, self._cache.keys.shape), (snapshot.layout, snapshot.keys.shape)
-        if mine != theirs:
-            raise ValueError(
-                f"a snapshot fits rollouts of its own layout and sizes: expected {mine[0]} {tuple(mine[1])}, "
-                f"got {theirs[0]} {tuple(theirs[1])}"
-            )
-        self._cache.keys.copy_(snapshot.keys)
-        self._cache.values.copy_(snapshot.values)
-        self._cache.frame_of_slot.copy_(snapshot.frame_of_slot)
+        for field in dataclasses.fields(Settings):
+            mine, theirs = getattr(self.settings, field.name), getattr(snapshot.settings, field.name)
+            if mine != theirs:
+                raise ValueError(f"a snapshot fits rollouts made alike: expected {field.name} {mine}, got {theirs}")
+        self._cache.put(snapshot.pages, snapshot.frame_of_slot)
         self._latents, self._actions = list(snapshot.latents), list(snapshot.actions)
         self.frame_index, self.seed = snapshot.frame_index, snapshot.seed
         self._fine_end, self._coarse_end = snapshot.fine_end, snapshot.coarse_end

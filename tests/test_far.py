@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import io
+import weakref
 
 import pytest
 import torch
@@ -337,13 +339,81 @@ def test_an_action_outside_the_vocabulary_is_an_error_that_names_the_range(world
         rollout.step(action)
 
 
-def test_a_snapshot_of_another_layout_or_size_is_refused(world):
+@pytest.mark.parametrize("layout", ["sliding", "anchored"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
+def test_snapshots_stay_what_they_were(world, layout, guidance_scale):
+    """They share what they have in common with each other and with the rollout, and nobody may notice.
+
+    One after every frame, twice around the ring, restored in any order, also after a new start, in another rollout
+    and after a trip to a disk.
+    """
+    frames, actions = clip(5, batch=1)
+    rollout, other = (Rollout(world, layout=layout, guidance_scale=guidance_scale, context_frames=7) for _ in range(2))
+    rollout.prime(frames, actions[:, :4], seed=3)
+    snapshots, expected = [], []
+    for step in range(16):
+        snapshots.append(rollout.snapshot())
+        expected.append(rollout.step_latents(step % 3))
+    on_disk = io.BytesIO()
+    torch.save(snapshots[3], on_disk)
+    on_disk.seek(0)
+    snapshots.append(torch.load(on_disk, weights_only=False))
+    for index in (15, 0, 7, 7, 16, 2, "new", 5, 14, 1):
+        if index == "new":
+            rollout.prime(frames[:, :2], actions[:, :1], seed=4)
+            rollout.step_latents(0)
+            continue
+        start = 3 if index == 16 else index
+        for each in (rollout, other):
+            each.restore(snapshots[index])
+            for step in range(start, min(start + 4, 16)):
+                assert torch.equal(each.step_latents(step % 3), expected[step])
+
+
+def test_a_snapshot_of_every_frame_takes_the_memory_of_one_frame_each(world):
+    """What rewinding through minutes of play needs; and what nobody has any more is not kept."""
     frames, actions = clip(5, batch=1)
     rollout = Rollout(world)
     rollout.prime(frames, actions[:, :4])
-    for other in (Rollout(world, layout="anchored"), Rollout(world, context_frames=9), Rollout(world, batch_size=2)):
-        with pytest.raises(ValueError, match="its own layout and sizes"):
-            other.restore(rollout.snapshot())
+    history = []
+    for _ in range(40):
+        rollout.step_latents(1)
+        history.append(rollout.snapshot())
+    pages = {id(page): page for snapshot in history for page in snapshot.pages if page is not None}
+    coarse, fine = (
+        [p for p in pages.values() if p.read().shape[-2] == tokens] for tokens in (world.config.model.coarse_tokens, 16)
+    )
+    assert 0 < len(coarse) < 40 + 12 and 0 < len(fine) < 40 + WINDOW
+    last = weakref.ref(history[-1].pages[0])
+    del pages, coarse, fine
+    history.clear()
+    assert last() is None
+
+
+def test_going_back_to_an_emptier_past_forgets_a_stream_that_went_wrong(world):
+    frames, actions = clip(5, batch=1)
+    rollout = Rollout(world)
+    rollout.prime(frames, actions[:, :4])
+    start = rollout.snapshot()
+    expected = rollout.step_latents(0)
+    for _ in range(4):
+        rollout.step_latents(0, noise=torch.full((1, 4, 4, 4), torch.nan))
+    rollout.restore(start)
+    assert torch.equal(rollout.step_latents(0), expected)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"layout": "anchored"}, {"context_frames": 9}, {"batch_size": 2}, {"guidance_scale": 1.5}, {"num_steps": 3},
+     {"context_noise": 0.1}],
+)  # fmt: skip
+def test_a_snapshot_of_a_rollout_with_other_settings_is_refused(world, other):
+    frames, actions = clip(5, batch=1)
+    rollout = Rollout(world)
+    rollout.prime(frames, actions[:, :4])
+    name = "timesteps" if "num_steps" in other else next(iter(other))
+    with pytest.raises(ValueError, match=f"made alike: expected {name} "):
+        Rollout(world, **other).restore(rollout.snapshot())
 
 
 def test_priming_forgets_a_stream_that_went_wrong(world):

@@ -5,9 +5,15 @@ one the fine ring is written anew for each frame.
 
 Storage is allocated once. Slots hold whole frames; `frame_of_slot` says which, −1 if none, and the mask
 follows from it by the same `visible` that training uses. The rollout loop says what is written where.
+
+What slots hold can be taken as pages, which cost nothing until something is written over them. Many states of a
+stream share the pages that they have in common: a state for every frame takes one frame's memory each.
 """
 
 from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +24,38 @@ from farworld.models.far import FARConfig
 
 EMPTY = -1
 GROUP_FRAMES = 2  # frames whose queries attend together; more see more keys in vain, fewer are more calls
+
+
+class Page:
+    """What a slot holds, whatever is written into it later; while nothing is, the slot itself is the memory."""
+
+    __slots__ = ("__weakref__", "_kept", "_slot")
+
+    def __init__(self, slot: Tensor) -> None:
+        """A page of a slot's view of the storage, whose cache has to call `keep` before it writes there."""
+        self._slot: Tensor | None = slot
+        self._kept: Tensor | None = None
+
+    def read(self) -> Tensor:
+        """Keys and values, (2, layers, B, A, tokens, K)."""
+        kept = self._slot if self._kept is None else self._kept
+        assert kept is not None  # one of the two is there
+        return kept
+
+    def keep(self) -> None:
+        """Take a copy, if there is none yet."""
+        if self._kept is None:
+            self._kept, self._slot = self.read().clone(), None
+
+    def __reduce__(self) -> tuple:
+        """Copies, also those on a disk, stand alone."""
+        return _kept_page, (self.read().clone(),)
+
+
+def _kept_page(content: Tensor) -> Page:
+    page = Page(content)
+    page.keep()
+    return page
 
 
 class KVCache:
@@ -45,19 +83,22 @@ class KVCache:
         fine_slots = self.short_term_frames + 1
         self.coarse_length = self.long_term_frames * config.coarse_tokens
         length = self.coarse_length + fine_slots * config.fine_tokens
-        shape = (config.num_layers, batch_size, config.num_heads, length, config.head_size)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        shape = (2, config.num_layers, batch_size, config.num_heads, length, config.head_size)
+        self._storage = torch.zeros(shape, device=device, dtype=dtype)
+        self.keys, self.values = self._storage.unbind(0)
         self.frame_of_slot = torch.full((self.long_term_frames + fine_slots,), EMPTY, device=device)
         self._tokens_of_slot = torch.tensor(
             [config.coarse_tokens] * self.long_term_frames + [config.fine_tokens] * fine_slots, device=device
         )
         self.key_is_fine = torch.arange(length, device=device) >= self.coarse_length
+        # The scratch slot is written before anybody reads it, and needs no page.
+        self._slots = [self._storage[..., self.token_range(slot), :] for slot in range(self.scratch_slot)]
+        self._pages: list[weakref.ref[Page] | None] = [None] * self.scratch_slot  # of what the slots hold now
 
     @property
     def num_bytes(self) -> int:
         """Memory held, in bytes."""
-        return 2 * self.keys.numel() * self.keys.element_size()
+        return self._storage.numel() * self._storage.element_size()
 
     @property
     def scratch_slot(self) -> int:
@@ -74,9 +115,52 @@ class KVCache:
 
     def reset(self) -> None:
         """Forget everything; storage stays."""
+        for slot in range(self.scratch_slot):
+            self._leave(slot)
         self.frame_of_slot.fill_(EMPTY)
-        self.keys.zero_()  # what is masked counts zero times, which would not forget a NaN
-        self.values.zero_()
+        self._storage.zero_()  # what is masked counts zero times, which would not forget a NaN
+
+    def claim(self, slot: int, frame: int) -> None:
+        """Let a slot be a frame's, whose keys and values are written next."""
+        if slot != self.scratch_slot:
+            self._leave(slot)
+        self.frame_of_slot[slot] = frame
+
+    def pages(self) -> tuple[Page | None, ...]:
+        """What every slot but the scratch one holds; None where it is empty."""
+        taken = []
+        for slot, frame in enumerate(self.frame_of_slot[:-1].tolist()):
+            known = self._pages[slot]
+            page = None if known is None or frame == EMPTY else known()
+            if page is None and frame != EMPTY:
+                page = Page(self._slots[slot])
+                self._pages[slot] = weakref.ref(page)
+            taken.append(page)
+        return tuple(taken)
+
+    def put(self, pages: Sequence[Page | None], frame_of_slot: Tensor) -> None:
+        """Hold what these pages hold, of this cache or of one alike; what is there already is not written again."""
+        slots, contents = [], []
+        for slot, (page, frame) in enumerate(zip(pages, self.frame_of_slot[:-1].tolist(), strict=True)):
+            known = self._pages[slot]
+            if page is None:
+                if frame != EMPTY:
+                    self._leave(slot)
+                    self._slots[slot].zero_()
+            elif known is None or known() is not page:
+                self._leave(slot)
+                slots.append(self._slots[slot])
+                contents.append(page.read())
+                self._pages[slot] = weakref.ref(page)
+        if slots:
+            torch._foreach_copy_(slots, contents)
+        self.frame_of_slot.copy_(frame_of_slot)
+
+    def _leave(self, slot: int) -> None:
+        """See to what somebody may still have of a slot that is about to be overwritten."""
+        known, self._pages[slot] = self._pages[slot], None
+        if known is not None and (page := known()) is not None:
+            page.keep()
 
     def key_frame(self) -> Tensor:
         """(S,), the frame of each key, EMPTY where there is none."""
@@ -115,7 +199,7 @@ class CachedAttention:
         self.cache = cache
         coarse_slots = [cache.coarse_slot(frame) for frame in coarse_frames]
         for frame, slot in zip(coarse_frames + fine_frames, coarse_slots + fine_slots, strict=True):
-            cache.frame_of_slot[slot] = frame
+            cache.claim(slot, frame)
         self.fine_ranges = [cache.token_range(slot) for slot in fine_slots]
         self.coarse_ranges = [cache.token_range(slot) for slot in coarse_slots]
         config, device = cache.config, cache.keys.device
