@@ -25,7 +25,6 @@ from farworld.models.far import (
     TIMESTEP_SCALE,
     FARConfig,
     Frames,
-    context_frames,
     context_mark,
 )
 from farworld.models.kv_cache import EMPTY, CachedAttention, KVCache, Page
@@ -63,15 +62,17 @@ class Snapshot:
     frame_index: int
     fine_end: int
     coarse_end: int
-    seed: int
+    begun: Tensor
+    noise_keys: tuple[tuple[int, int], ...]
     settings: Settings
 
 
 class Rollout:
-    """B streams of one world, in step with each other.
+    """B streams of one world, which take their steps together; each may begin anew while the others go on.
 
     The noise of frame i of stream s is drawn from a generator keyed by (seed, s, i): the same seed, context
-    and actions give the same frames, bit for bit on one machine.
+    and actions give the same frames, bit for bit on one machine. A stream with a seed of its own has the noise of a
+    rollout of one stream with that seed.
     """
 
     def __init__(
@@ -138,8 +139,12 @@ class Rollout:
         if len(self.timesteps) < 2 or (self.timesteps[0], self.timesteps[-1]) != (1.0, 0.0) or not falls:
             raise ValueError(f"timesteps must fall from 1 to 0, got {self.timesteps}")
         self._rewrites_window = layout == "anchored" and config.context_patch_size is not None
-        self.seed = 0
         self.frame_index = EMPTY  # of the newest frame; EMPTY before the first
+        # One count of frames serves all streams. A stream's own frame 0, by which positions and noise go, is at
+        # `_begun`, (R,): a single 0 until a stream begins anew.
+        self._begun = torch.zeros(1, dtype=torch.int64)
+        self._noise_keys: tuple[tuple[int, int], ...] = ()  # of each stream: seed and number
+        self._single: Rollout | None = None  # where a stream begins anew
         # Without actions there is nothing to guide towards.
         self._branches = 1 if guidance_scale in (0.0, 1.0) or not config.num_actions else 2
         self._cache = KVCache(
@@ -180,16 +185,18 @@ class Rollout:
     @property
     def context_in_use(self) -> int:
         """Frames that the next frame will see."""
-        return min(self.frame_index + 1, self.context_frames)
+        return min(self.frame_index + 1 - self._first_frame, self.context_frames)
 
     @torch.inference_mode()
-    def prime(self, frames: np.ndarray | Tensor, actions: np.ndarray | Tensor, *, seed: int = 0) -> None:
+    def prime(
+        self, frames: np.ndarray | Tensor, actions: np.ndarray | Tensor, *, seed: int | Sequence[int] = 0
+    ) -> None:
         """Forget everything and start from a context.
 
         Args:
             frames: (B, F, H, W, 3), uint8, F at least 1.
             actions: (B, F − 1), integers in [0, num_actions); action t produced frame t + 1.
-            seed: of all noise to come.
+            seed: of all noise to come, 0 or more; or B of them, one of each stream.
 
         Raises:
             ValueError: shapes, dtypes or actions out of range.
@@ -203,13 +210,13 @@ class Rollout:
         self.prime_latents(latents, torch.cat([null, actions], dim=1), seed=seed)
 
     @torch.inference_mode()
-    def prime_latents(self, latents: Tensor, produced_by: Tensor, *, seed: int = 0) -> None:
+    def prime_latents(self, latents: Tensor, produced_by: Tensor, *, seed: int | Sequence[int] = 0) -> None:
         """`prime` without the encoder, and with an action for the first frame.
 
         Args:
             latents: (B, F, C, h, w), scaled latents; F may be 0 for a stream that starts from nothing.
             produced_by: (B, F), int64, the action that produced each frame; null_action if none.
-            seed: of all noise to come.
+            seed: see `prime`.
 
         Raises:
             ValueError: another number of streams, or not one action for each frame.
@@ -220,12 +227,18 @@ class Rollout:
             raise ValueError(
                 f"expected the actions that produced {tuple(latents.shape[:2])} frames, got {tuple(produced_by.shape)}"
             )
+        keys = (
+            [(seed, stream) for stream in range(self.batch_size)] if isinstance(seed, int) else [(s, 0) for s in seed]
+        )
+        if len(keys) != self.batch_size or any(s < 0 for s, _ in keys):
+            raise ValueError(f"expected a seed of 0 or more, or one for each of {self.batch_size} streams, got {seed}")
         self._cache.reset()
         self._latents.clear()
         self._actions.clear()
         self._fine_end = self._coarse_end = 0
         self.frame_index = EMPTY
-        self.seed = seed
+        self._begun = torch.zeros(1, dtype=torch.int64)
+        self._noise_keys = tuple(keys)
         self._primed = True
         for frame, action in zip(latents.unbind(1), produced_by.to(self.world.device).unbind(1), strict=True):
             if self._latents and self._heeds_following():
@@ -233,6 +246,40 @@ class Rollout:
             if self._latents and self.layout == "sliding":
                 self._run(None, 0, first=True)
             self._remember(frame, action)
+
+    @torch.inference_mode()
+    def reset_stream(
+        self, stream: int, frames: np.ndarray | Tensor, actions: np.ndarray | Tensor, *, seed: int = 0
+    ) -> None:
+        """Let one stream forget everything and start from a context, of any length, while the others go on.
+
+        From here on it is, to rounding, a rollout of one stream that was primed alike.
+
+        Args:
+            stream: in [0, B).
+            frames: (F, H, W, 3), uint8, F at least 1.
+            actions: (F − 1,), see `prime`.
+            seed: of all of the stream's noise to come.
+
+        Raises:
+            ValueError: before `prime`; no such stream; shapes, dtypes or actions out of range.
+        """
+        self._check_primed()
+        if not 0 <= stream < self.batch_size:
+            raise ValueError(f"stream must be in [0, {self.batch_size - 1}], got {stream}")
+        frames, actions = torch.as_tensor(frames)[None], torch.as_tensor(actions)[None]
+        if self.batch_size == 1:
+            self.prime(frames, actions, seed=seed)
+            return
+        if self._single is None:
+            self._single = Rollout(
+                self.world, context_frames=self.context_frames, guidance_scale=self.guidance_scale, layout=self.layout,
+                timesteps=self.timesteps, context_noise=self.context_noise,
+            )  # fmt: skip
+        self._single.prime(frames, actions, seed=seed)
+        self._single._settle()
+        self._settle()
+        self._adopt(stream, self._single)
 
     def step(self, action: int | np.ndarray | Tensor) -> np.ndarray:
         """Take an action in every stream and return the frames that it produces.
@@ -289,7 +336,7 @@ class Rollout:
         """The state; what comes later does not change it."""
         return Snapshot(
             self._cache.pages(), self._cache.frame_of_slot.clone(), tuple(self._latents), tuple(self._actions),
-            self.frame_index, self._fine_end, self._coarse_end, self.seed, self.settings,
+            self.frame_index, self._fine_end, self._coarse_end, self._begun, self._noise_keys, self.settings,
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -305,7 +352,8 @@ class Rollout:
                 raise ValueError(f"a snapshot fits rollouts made alike: expected {field.name} {mine}, got {theirs}")
         self._cache.put(snapshot.pages, snapshot.frame_of_slot)
         self._latents, self._actions = list(snapshot.latents), list(snapshot.actions)
-        self.frame_index, self.seed = snapshot.frame_index, snapshot.seed
+        self.frame_index, self._begun = snapshot.frame_index, snapshot.begun
+        self._noise_keys = snapshot.noise_keys
         self._fine_end, self._coarse_end = snapshot.fine_end, snapshot.coarse_end
         self._primed = True
 
@@ -321,6 +369,10 @@ class Rollout:
             vocabulary.check(int(tensor.max()) if tensor.max() >= len(vocabulary) else int(tensor.min()))
         return tensor.to(device=self.world.device, dtype=torch.int64)
 
+    def _check_primed(self) -> None:
+        if not self._primed:
+            raise ValueError("the rollout has no context yet: call prime(frames, actions) first")
+
     def _heeds_following(self) -> bool:
         """Whether frames are conditioned on the action that follows them, as the official DMLab weights are."""
         return self.world.config.frame_action == "following"
@@ -331,8 +383,7 @@ class Rollout:
         Where frames are conditioned on the action that follows them, the action belongs to the newest frame; what
         will follow the next one nobody knows yet, so that it gets the null action.
         """
-        if not self._primed:
-            raise ValueError("the rollout has no context yet: call prime(frames, actions) first")
+        self._check_primed()
         actions = self._check_actions(action, (self.batch_size,))
         if not self._heeds_following():
             return actions
@@ -346,14 +397,59 @@ class Rollout:
         self._actions.append(actions)
         self.frame_index += 1
 
+    @property
+    def _first_frame(self) -> int:
+        """The oldest frame that any stream has had; below 0 if a stream has begun anew with a longer past."""
+        return int(self._begun.min())
+
+    @property
+    def _first_fine(self) -> int:
+        """The first frame that the next frame sees by fine tokens."""
+        return max(self._first_frame, self.frame_index + 1 - self.world.config.model.window + 1)
+
+    def _own(self, frames: Sequence[int]) -> Tensor:
+        """Frames as each stream counts them, (R, F); EMPTY for those that it does not have."""
+        return (torch.tensor(frames, dtype=torch.int64) - self._begun[:, None]).clamp(min=EMPTY)
+
+    def _settle(self) -> None:
+        """Put all past frames into the cache now, and not with the next frame."""
+        if self._fine_end <= self.frame_index:
+            self._cache.claim(self._cache.scratch_slot, torch.tensor([EMPTY]))  # the newest frame while it was noisy
+            self._run(None, 0, first=True)
+
+    def _adopt(self, stream: int, single: Rollout) -> None:
+        """Let a stream go on as a rollout of one stream would; both are settled."""
+        cache, shift = self._cache, self.frame_index - single.frame_index
+        slots = {}
+        for slot, frame in enumerate(single._cache.frame_of_slot[0, :-1].tolist()):
+            if frame != EMPTY and slot < cache.long_term_frames:
+                slots[cache.coarse_slot(frame + shift)] = slot
+            elif frame != EMPTY and not self._rewrites_window:
+                slots[cache.fine_slot(frame + shift)] = slot
+        cache.adopt(stream, self.batch_size, single._cache, slots)
+        self._begun = self._begun.repeat(self.batch_size // len(self._begun))
+        self._begun[stream] = shift
+        self._noise_keys = (*self._noise_keys[:stream], *single._noise_keys, *self._noise_keys[stream + 1 :])
+        null = torch.full_like(self._actions[-1], self.world.config.model.null_action)
+        while len(self._latents) < len(single._latents):  # frames that only this stream has
+            self._latents.insert(0, torch.zeros_like(self._latents[-1]))
+            self._actions.insert(0, null)
+        for age in range(1, len(self._latents) + 1):
+            self._latents[-age], self._actions[-age] = self._latents[-age].clone(), self._actions[-age].clone()
+            has_it = age <= len(single._latents)
+            self._latents[-age][stream] = single._latents[-age][0] if has_it else 0
+            self._actions[-age][stream] = single._actions[-age][0] if has_it else null[0]
+        self._coarse_end = max(self._first_frame, self.frame_index + 1 - self.world.config.model.window + 1)
+        if self._rewrites_window:
+            self._fine_end = self._first_frame  # the window may begin elsewhere now
+
     def _to_encode(self) -> tuple[list[int], list[int]]:
         """Past frames that the next frame's first pass has to put into the cache, by fine and by coarse tokens."""
-        cache, coming = self._cache, self.frame_index + 1
-        first_fine = max(0, coming - self.world.config.model.window + 1)
+        cache, coming, first_fine = self._cache, self.frame_index + 1, self._first_fine
         # What is older than the rings reach would be overwritten before anyone sees it.
         coarse = range(max(self._coarse_end, first_fine - cache.long_term_frames), first_fine)
         fine = range(max(self._fine_end, coming - cache.short_term_frames), coming)
-        if self._rewrites_window and first_fine:
+        if self._rewrites_window and first_fine > self._first_frame:
             fine = range(first_fine, coming)
         return list(fine), list(coarse)
 
@@ -379,14 +475,17 @@ class Rollout:
             actions.append(noisy[1])
             timesteps.append(self.timesteps[step] * TIMESTEP_SCALE)
         frames = fine_frames + [coming] * (noisy is not None)
-        first_fine = max(0, coming - window + 1) if self._rewrites_window else 0
+        first_fine = torch.zeros(1, dtype=torch.int64).expand_as(self._begun)
         if self._rewrites_window:  # in order: then no query has to pass over the keys of later frames
-            slots = [cache.long_term_frames + frame - first_fine for frame in frames]
+            slots = [cache.long_term_frames + frame - self._first_fine for frame in frames]
+            first_fine = (self._first_fine - self._begun).clamp(min=0)
         else:
             slots = [cache.scratch_slot if frame == coming else cache.fine_slot(frame) for frame in frames]
+        own_fine, own_coarse = self._own(frames), self._own(coarse_frames)
         attention = CachedAttention(
-            cache, fine_frames=frames, fine_slots=slots, coarse_frames=coarse_frames, first_fine=first_fine
-        )
+            cache, fine_frames=own_fine, fine_slots=slots, coarse_frames=own_coarse,
+            coarse_slots=[cache.coarse_slot(frame) for frame in coarse_frames], first_fine=first_fine,
+        )  # fmt: skip
         before = self._both(self._latents[-1][:, None]) if self._latents else None
         device = self.world.device
         size = None
@@ -398,14 +497,16 @@ class Rollout:
             self._both_conditions(torch.stack(actions, dim=1)),
             frames,
             size,
+            self._rope(own_fine, self.world.config.model.patch_size),
         )
         coarse = None
         if coarse_frames:
-            coarse = context_frames(
+            coarse = Frames(
                 self._both(torch.stack([self._as_context(frame) for frame in coarse_frames], dim=1)),
+                torch.full((1, 1), context_mark(CLEAN_LONG_TERM, self.context_noise), device=device),
                 self._both_conditions(torch.stack([self._actions[frame - kept] for frame in coarse_frames], dim=1)),
                 coarse_frames,
-                torch.full((1, 1), context_mark(CLEAN_LONG_TERM, self.context_noise), device=device),
+                rope=self._rope(own_coarse, self.world.config.model.context_patch_size or 1),
             )
         velocity = self.world.transformer.run(
             fine, coarse, attention, before=before, num_outputs=1, modulate=self._modulate
@@ -421,6 +522,14 @@ class Rollout:
             unconditional, conditional = velocity.chunk(2)
             velocity = unconditional + self.guidance_scale * (conditional - unconditional)
         return velocity
+
+    def _rope(self, frames: Tensor, patch: int) -> tuple[Tensor, Tensor] | None:
+        """Positions of each stream's own frames, (R, F), for all branches; None while the count is one for all."""
+        if len(frames) == 1:
+            return None
+        tables = self.world.transformer.rope(frames.flatten().tolist(), patch, device=self.world.device)
+        cos, sin = (table.unflatten(0, (len(frames), 1, -1)).repeat(self._branches, 1, 1, 1) for table in tables)
+        return cos, sin
 
     def _both(self, latents: Tensor) -> Tensor:
         """The same latents for the unconditional and the conditional branch."""
@@ -453,8 +562,11 @@ class Rollout:
         config = self.world.config.model
         shape = (config.latent_channels, config.latent_height, config.latent_width)
         streams = []
-        for stream in range(self.batch_size):
-            key = np.random.SeedSequence([self.seed, stream, frame, *purpose]).generate_state(1, np.uint64)[0]
+        for key, own in zip(
+            self._noise_keys, self._own([frame]).expand(self.batch_size, 1)[:, 0].tolist(), strict=True
+        ):
+            entropy = [*key, max(own, 0), *purpose]  # of a frame that the stream does not have any will do
+            key = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
             generator = torch.Generator().manual_seed(int(key >> np.uint64(1)))
             streams.append(torch.randn(shape, generator=generator))
         return torch.stack(streams).to(self.world.device)

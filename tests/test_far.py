@@ -309,6 +309,80 @@ def test_snapshot_and_restore_continue_alike(world):
     assert all((a == b).all() for a, b in zip(first, second, strict=True))
 
 
+RESETS = {
+    "sliding": ({"copy_gate": True}, {}),
+    "anchored": ({"layout": "anchored", "copy_gate": True}, {}),
+    "short": ({"context_patch_size": None}, {}),
+    "sliding, FlexRoPE, guided": ({"positions": Positions.flex_rope(0.3)}, {"guidance_scale": 1.5}),
+    "anchored, ALiBi, guided": ({"positions": Positions.alibi(), "layout": "anchored"}, {"guidance_scale": 1.5}),
+    "sliding, noised context": ({"copy_gate": True}, {"context_noise": 0.2}),
+    "anchored, following": ({"layout": "anchored", "frame_action": "following"}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", RESETS)
+def test_streams_that_begin_anew_go_on_as_rollouts_of_their_own(kind):
+    """Each keeps its own positions, noise and past, whatever the others do, to rounding; also through a snapshot.
+
+    Contexts are shorter and longer than what the others have seen, around the window and past the end of the ring.
+    """
+    model, settings = RESETS[kind]
+    world = tiny_world(**model)
+    settings = {"num_steps": 2, "context_frames": 9, **settings}
+    streams = Rollout(world, batch_size=3, **settings)
+    alone = [Rollout(world, **settings) for _ in range(3)]
+    frames, actions = clip(25, batch=3)
+    streams.prime(frames[:, :3], actions[:, :2], seed=[5, 6, 7])
+    for stream, single in enumerate(alone):
+        single.prime(frames[stream : stream + 1, :3], actions[stream : stream + 1, :2], seed=5 + stream)
+    resets = {1: (0, 20), 3: (1, 1), 4: (1, WINDOW), 9: (2, 12), 10: (0, 2), 16: (2, WINDOW + 1)}
+    expected = []
+    for step in range(30):
+        if step in resets:
+            stream, length = resets[step]
+            context = frames[stream, :length], actions[stream, : length - 1]
+            streams.reset_stream(stream, *context, seed=100 + step)
+            alone[stream].prime(context[0][None], context[1][None], seed=100 + step)
+        if step == 12:
+            snapshot = streams.snapshot()
+        action = torch.tensor([step % 3, (step + 1) % 3, 2])
+        expected.append(torch.cat([single.step_latents(a) for single, a in zip(alone, action, strict=True)]))
+        torch.testing.assert_close(streams.step_latents(action), expected[-1], atol=5e-6, rtol=1e-5)
+    streams.restore(snapshot)
+    for step in range(12, 16):
+        latents = streams.step_latents(torch.tensor([step % 3, (step + 1) % 3, 2]))
+        torch.testing.assert_close(latents, expected[step], atol=5e-6, rtol=1e-5)
+
+
+def test_a_stream_that_went_wrong_begins_anew_and_leaves_the_others_alone(world):
+    frames, actions = clip(5, batch=2)
+    rollout = Rollout(world, batch_size=2)
+    rollout.prime(frames, actions[:, :4])
+    noise = torch.zeros(2, 4, 4, 4)
+    noise[0] = torch.nan
+    for _ in range(3):
+        latents = rollout.step_latents(1, noise=noise)
+    assert latents[0].isnan().all() and latents[1].isfinite().all()
+    rollout.reset_stream(0, frames[0], actions[0, :4])
+    assert all(rollout.step_latents(1).isfinite().all() for _ in range(15))
+
+
+def test_the_only_stream_begins_anew_as_by_prime(world):
+    frames, actions = clip(5, batch=1)
+    rollout = Rollout(world)
+    with pytest.raises(ValueError, match="prime"):
+        rollout.reset_stream(0, frames[0], actions[0, :4])
+    rollout.prime(frames, actions[:, :4], seed=3)
+    expected = rollout.step_latents(1)
+    rollout.reset_stream(0, frames[0], actions[0, :4], seed=3)
+    assert torch.equal(rollout.step_latents(1), expected)
+    with pytest.raises(ValueError, match=r"\[0, 0\]"):
+        rollout.reset_stream(1, frames[0], actions[0, :4])
+    for seed in (-1, [1, 2]):
+        with pytest.raises(ValueError, match="seed of 0 or more"):
+            rollout.prime(frames, actions[:, :4], seed=seed)
+
+
 def test_guidance_mixes_conditional_and_null_predictions(world):
     """Guided velocity is null + scale · (conditional − null), so scale 1 is the plain one."""
     frames, actions = clip(4, batch=1)

@@ -4,7 +4,8 @@ It serves both layouts of long short-term attention: in the sliding one a frame 
 one the fine ring is written anew for each frame.
 
 Storage is allocated once. Slots hold whole frames; `frame_of_slot` says which, −1 if none, and the mask
-follows from it by the same `visible` that training uses. The rollout loop says what is written where.
+follows from it by the same `visible` that training uses. The rollout loop says what is written where. Streams that
+have begun at different times still write into the same slots, each its own frame.
 
 What slots hold can be taken as pages, which cost nothing until something is written over them. Many states of a
 stream share the pages that they have in common: a state for every frame takes one frame's memory each.
@@ -13,7 +14,7 @@ stream share the pages that they have in common: a state for every frame takes o
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -59,11 +60,15 @@ def _kept_page(content: Tensor) -> Page:
 
 
 class KVCache:
-    """Keys (rotated, absolute positions) and values of all layers, for B streams in step.
+    """Keys (rotated, absolute positions) and values of all layers, for B streams that take their steps together.
 
     The token axis is [coarse ring | fine ring | scratch]: what the context needs beyond the model's short-term
     window in coarse frames, the window in fine frames, and the frame that is being denoised. Without a long-term
     stream the whole context is in the fine ring.
+
+    Attributes:
+        frame_of_slot: (R, slots), int64, on the CPU; R is 1 while all streams have the same frames, and then the
+            number of streams, which the branches of guidance share.
     """
 
     def __init__(
@@ -86,11 +91,11 @@ class KVCache:
         shape = (2, config.num_layers, batch_size, config.num_heads, length, config.head_size)
         self._storage = torch.zeros(shape, device=device, dtype=dtype)
         self.keys, self.values = self._storage.unbind(0)
-        self.frame_of_slot = torch.full((self.long_term_frames + fine_slots,), EMPTY, device=device)
-        self._tokens_of_slot = torch.tensor(
-            [config.coarse_tokens] * self.long_term_frames + [config.fine_tokens] * fine_slots, device=device
+        self.frame_of_slot = torch.full((1, self.long_term_frames + fine_slots), EMPTY)
+        self.tokens_of_slot = torch.tensor(
+            [config.coarse_tokens] * self.long_term_frames + [config.fine_tokens] * fine_slots
         )
-        self.key_is_fine = torch.arange(length, device=device) >= self.coarse_length
+        self.key_is_fine = torch.arange(length) >= self.coarse_length
         # The scratch slot is written before anybody reads it, and needs no page.
         self._slots = [self._storage[..., self.token_range(slot), :] for slot in range(self.scratch_slot)]
         self._pages: list[weakref.ref[Page] | None] = [None] * self.scratch_slot  # of what the slots hold now
@@ -103,7 +108,7 @@ class KVCache:
     @property
     def scratch_slot(self) -> int:
         """The slot of the frame that is being denoised."""
-        return len(self.frame_of_slot) - 1
+        return self.frame_of_slot.shape[1] - 1
 
     def fine_slot(self, frame: int) -> int:
         """Where a finished frame's fine tokens live."""
@@ -117,22 +122,42 @@ class KVCache:
         """Forget everything; storage stays."""
         for slot in range(self.scratch_slot):
             self._leave(slot)
-        self.frame_of_slot.fill_(EMPTY)
+        self.frame_of_slot = torch.full((1, self.frame_of_slot.shape[1]), EMPTY)
         self._storage.zero_()  # what is masked counts zero times, which would not forget a NaN
 
-    def claim(self, slot: int, frame: int) -> None:
-        """Let a slot be a frame's, whose keys and values are written next."""
+    def claim(self, slot: int, frame: Tensor) -> None:
+        """Let a slot be a frame's, (R,) with EMPTY for streams without it, whose keys and values are written next."""
         if slot != self.scratch_slot:
             self._leave(slot)
-        self.frame_of_slot[slot] = frame
+        self.frame_of_slot[:, slot] = frame
+
+    def adopt(self, stream: int, num_streams: int, other: KVCache, slots: dict[int, int]) -> None:
+        """Let a stream have the one stream of a cache of the same sizes for its past.
+
+        Args:
+            stream: whose past is forgotten.
+            num_streams: streams here, without the branches of guidance.
+            other: of one stream, with as many branches.
+            slots: which of this cache takes which of the other; what the rest hold is not taken over.
+        """
+        for slot in range(self.scratch_slot):
+            self._leave(slot)
+        if len(self.frame_of_slot) != num_streams:
+            self.frame_of_slot = self.frame_of_slot.repeat(num_streams, 1)
+        self.frame_of_slot[stream] = EMPTY
+        mine = self._storage[:, :, stream::num_streams]
+        mine.zero_()
+        for slot, theirs in slots.items():
+            self.frame_of_slot[stream, slot] = other.frame_of_slot[0, theirs]
+            mine[..., self.token_range(slot), :] = other._slots[theirs]
 
     def pages(self) -> tuple[Page | None, ...]:
         """What every slot but the scratch one holds; None where it is empty."""
         taken = []
-        for slot, frame in enumerate(self.frame_of_slot[:-1].tolist()):
+        for slot, is_empty in enumerate(self._are_empty()):
             known = self._pages[slot]
-            page = None if known is None or frame == EMPTY else known()
-            if page is None and frame != EMPTY:
+            page = None if known is None or is_empty else known()
+            if page is None and not is_empty:
                 page = Page(self._slots[slot])
                 self._pages[slot] = weakref.ref(page)
             taken.append(page)
@@ -141,10 +166,10 @@ class KVCache:
     def put(self, pages: Sequence[Page | None], frame_of_slot: Tensor) -> None:
         """Hold what these pages hold, of this cache or of one alike; what is there already is not written again."""
         slots, contents = [], []
-        for slot, (page, frame) in enumerate(zip(pages, self.frame_of_slot[:-1].tolist(), strict=True)):
+        for slot, (page, is_empty) in enumerate(zip(pages, self._are_empty(), strict=True)):
             known = self._pages[slot]
             if page is None:
-                if frame != EMPTY:
+                if not is_empty:
                     self._leave(slot)
                     self._slots[slot].zero_()
             elif known is None or known() is not page:
@@ -154,7 +179,11 @@ class KVCache:
                 self._pages[slot] = weakref.ref(page)
         if slots:
             torch._foreach_copy_(slots, contents)
-        self.frame_of_slot.copy_(frame_of_slot)
+        self.frame_of_slot = frame_of_slot.clone()
+
+    def _are_empty(self) -> list[bool]:
+        """Of each slot but the scratch one, whether it is empty in all streams."""
+        return (self.frame_of_slot[:, :-1] == EMPTY).all(dim=0).tolist()
 
     def _leave(self, slot: int) -> None:
         """See to what somebody may still have of a slot that is about to be overwritten."""
@@ -163,8 +192,8 @@ class KVCache:
             page.keep()
 
     def key_frame(self) -> Tensor:
-        """(S,), the frame of each key, EMPTY where there is none."""
-        return self.frame_of_slot.repeat_interleave(self._tokens_of_slot)
+        """(R, S), the frame of each key, EMPTY where there is none."""
+        return self.frame_of_slot.repeat_interleave(self.tokens_of_slot, dim=1)
 
     def token_range(self, slot: int) -> slice:
         """The tokens of a slot on the token axis."""
@@ -182,46 +211,69 @@ class CachedAttention:
         self,
         cache: KVCache,
         *,
-        fine_frames: list[int],
+        fine_frames: Tensor,
         fine_slots: list[int],
-        coarse_frames: list[int],
-        first_fine: int = 0,
+        coarse_frames: Tensor,
+        coarse_slots: list[int],
+        first_fine: Tensor,
     ) -> None:
         """Claim slots for the new frames.
 
         Args:
             cache: whose slots are overwritten.
-            fine_frames: absolute index of each new frame with fine tokens.
-            fine_slots: where their keys and values go.
-            coarse_frames: absolute index of each new frame with coarse tokens; they go to their ring slots.
-            first_fine: see `farworld.models.attention.visible`; 0 in the sliding layout.
+            fine_frames: (R, F), int64, each new frame with fine tokens; EMPTY for streams without it.
+            fine_slots: F, where their keys and values go.
+            coarse_frames: (R, G), each new frame with coarse tokens.
+            coarse_slots: G.
+            first_fine: (R,), see `farworld.models.attention.visible`; 0 in the sliding layout.
         """
         self.cache = cache
-        coarse_slots = [cache.coarse_slot(frame) for frame in coarse_frames]
-        for frame, slot in zip(coarse_frames + fine_frames, coarse_slots + fine_slots, strict=True):
+        frames = torch.cat([coarse_frames, fine_frames], dim=1).unbind(1)
+        for frame, slot in zip(frames, coarse_slots + fine_slots, strict=True):
             cache.claim(slot, frame)
         self.fine_ranges = [cache.token_range(slot) for slot in fine_slots]
         self.coarse_ranges = [cache.token_range(slot) for slot in coarse_slots]
-        config, device = cache.config, cache.keys.device
-        heads, dtype = config.num_heads, cache.keys.dtype
+        config = cache.config
         key_frame = cache.key_frame()
-        fine_query = torch.tensor(fine_frames, device=device).repeat_interleave(config.fine_tokens)
-        seen = visible(fine_query, key_frame, cache.key_is_fine, window=config.window, first_fine=first_fine)
-        self.num_queries = len(fine_query)
+        fine_query = fine_frames.repeat_interleave(config.fine_tokens, dim=1)
+        seen = self._seen(
+            visible(query, key, cache.key_is_fine, window=config.window, first_fine=int(first))
+            for query, key, first in zip(fine_query, key_frame, first_fine, strict=True)
+        )
+        self.num_queries = fine_query.shape[1]
         self.groups: list[tuple[slice, int, Tensor | None]] = []
         for start in range(0, self.num_queries, GROUP_FRAMES * config.fine_tokens):
             queries = slice(start, min(start + GROUP_FRAMES * config.fine_tokens, self.num_queries))
-            stop = int(seen[queries].any(dim=0).nonzero()[-1]) + 1
+            stop = int(seen[:, queries].flatten(0, 1).any(dim=0).nonzero()[-1]) + 1
             mask = None
-            if config.positions.slope or not seen[queries, :stop].all():
-                group = (seen[queries, :stop], fine_query[queries], key_frame[:stop])
-                mask = attention_mask(*group, config.positions, heads, dtype)
+            if config.positions.slope or not seen[:, queries, :stop].all():
+                mask = self._mask(seen[:, queries, :stop], fine_query[:, queries], key_frame[:, :stop])
             self.groups.append((queries, stop, mask))
-        coarse_query = torch.tensor(coarse_frames, device=device, dtype=torch.int64)
-        coarse_query = coarse_query.repeat_interleave(config.coarse_tokens)
-        key_frame = key_frame[: cache.coarse_length]
-        seen = visible_coarse(coarse_query, key_frame)
-        self.coarse_mask = attention_mask(seen, coarse_query, key_frame, config.positions, heads, dtype)
+        if coarse_slots:
+            coarse_query = coarse_frames.repeat_interleave(config.coarse_tokens, dim=1)
+            key_frame = key_frame[:, : cache.coarse_length]
+            seen = self._seen(visible_coarse(*stream) for stream in zip(coarse_query, key_frame, strict=True))
+            self.coarse_mask = self._mask(seen, coarse_query, key_frame)
+
+    @staticmethod
+    def _seen(streams: Iterable[Tensor]) -> Tensor:
+        """(R, Q, S) of each stream's (Q, S).
+
+        A query of a frame that its stream does not have sees everything: nobody reads what comes of it, but of nothing
+        at all attention would make NaN.
+        """
+        seen = torch.stack(list(streams))
+        return seen if len(seen) == 1 else seen | ~seen.any(dim=-1, keepdim=True)
+
+    def _mask(self, seen: Tensor, query_frame: Tensor, key_frame: Tensor) -> Tensor:
+        """`attention_mask` of each stream, (1 or B, 1 or A, Q, S)."""
+        config, keys = self.cache.config, self.cache.keys
+        masks = [
+            attention_mask(*stream, config.positions, config.num_heads, keys.dtype)
+            for stream in zip(seen, query_frame, key_frame, strict=True)
+        ]
+        mask = masks[0] if len(masks) == 1 else torch.cat(masks * (keys.shape[1] // len(masks)))
+        return mask.to(keys.device)
 
     def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
         """Attention of both streams; see `farworld.models.attention.Attend`."""
