@@ -42,6 +42,7 @@ class Settings:
     batch_size: int
     layout: str
     context_frames: int
+    sink_frames: int
     guidance_scale: float
     context_noise: float
     timesteps: tuple[float, ...]
@@ -86,6 +87,7 @@ class Rollout:
         layout: str | None = None,
         timesteps: Sequence[float] | None = None,
         context_noise: float | None = None,
+        sink_frames: int | None = None,
     ) -> None:
         """Allocate the cache.
 
@@ -101,11 +103,13 @@ class Rollout:
             timesteps: flow times from 1 to 0, one step between each two; None is evenly spaced, in num_steps, or for
                 models that are told the step size what `farworld.models.flow.shortcut_timesteps` says.
             context_noise: flow time, of past frames as the model sees them, which is told; None is the world's own.
+            sink_frames: of a stream's first frames, which stay in the context, by their coarse tokens, when it is
+                full; None is the world's own number in the sliding layout, and 0 in the other.
 
         Raises:
             ValueError: num_steps below 1, timesteps that don't fall from 1 to 0 or beside num_steps, a context
                 shorter than the short-term window, negative guidance, an unknown layout, a noise level outside
-                [0, 1), or a model that isn't causal.
+                [0, 1), sinks that do not fit, or a model that isn't causal.
         """
         config = world.config.model
         window = config.short_term_frames if config.context_patch_size else 1
@@ -138,6 +142,11 @@ class Rollout:
         falls = all(then < now for now, then in zip(self.timesteps, self.timesteps[1:], strict=False))
         if len(self.timesteps) < 2 or (self.timesteps[0], self.timesteps[-1]) != (1.0, 0.0) or not falls:
             raise ValueError(f"timesteps must fall from 1 to 0, got {self.timesteps}")
+        if sink_frames is None:
+            sink_frames = world.config.sink_frames if layout == "sliding" else 0
+        if sink_frames and layout != "sliding":
+            raise ValueError(f"sink_frames goes with the sliding layout, got {sink_frames} and {layout}")
+        self.sink_frames = sink_frames
         self._rewrites_window = layout == "anchored" and config.context_patch_size is not None
         self.frame_index = EMPTY  # of the newest frame; EMPTY before the first
         # One count of frames serves all streams. A stream's own frame 0, by which positions and noise go, is at
@@ -148,8 +157,9 @@ class Rollout:
         # Without actions there is nothing to guide towards.
         self._branches = 1 if guidance_scale in (0.0, 1.0) or not config.num_actions else 2
         self._cache = KVCache(
-            config, batch_size=batch_size * self._branches, context_frames=context_frames, device=world.device
-        )
+            config, batch_size=batch_size * self._branches, context_frames=context_frames, sink_frames=sink_frames,
+            device=world.device,
+        )  # fmt: skip
         # Of each step, as the model is told; None if it is not.
         self._step_sizes: list[float] | None = None
         if finest:
@@ -173,8 +183,8 @@ class Rollout:
     def settings(self) -> Settings:
         """What a snapshot has to have in common with the rollout."""
         return Settings(
-            self.world.config.model, self.batch_size, self.layout, self.context_frames, self.guidance_scale,
-            self.context_noise, tuple(self.timesteps),
+            self.world.config.model, self.batch_size, self.layout, self.context_frames, self.sink_frames,
+            self.guidance_scale, self.context_noise, tuple(self.timesteps),
         )  # fmt: skip
 
     @property
@@ -262,7 +272,8 @@ class Rollout:
             seed: of all of the stream's noise to come.
 
         Raises:
-            ValueError: before `prime`; no such stream; shapes, dtypes or actions out of range.
+            ValueError: before `prime`; no such stream; shapes, dtypes or actions out of range; one of several streams
+                with sinks.
         """
         self._check_primed()
         if not 0 <= stream < self.batch_size:
@@ -271,6 +282,8 @@ class Rollout:
         if self.batch_size == 1:
             self.prime(frames, actions, seed=seed)
             return
+        if self.sink_frames:
+            raise ValueError("with sink_frames streams can't begin anew one by one: give sink_frames=0, or prime all")
         if self._single is None:
             self._single = Rollout(
                 self.world, context_frames=self.context_frames, guidance_scale=self.guidance_scale, layout=self.layout,
@@ -466,6 +479,8 @@ class Rollout:
         """
         cache, coming, window = self._cache, self.frame_index + 1, self.world.config.model.window
         fine_frames, coarse_frames = self._to_encode() if first else ([], [])
+        if self.sink_frames and coarse_frames and (beyond := coarse_frames[-1] - cache.long_term_frames + 1) > 0:
+            cache.place_sinks(beyond)
         kept = coming - len(self._latents)  # frame of the oldest latents at hand
         latents = [self._as_context(frame) for frame in fine_frames]
         actions = [self._actions[frame - kept] for frame in fine_frames]
@@ -512,6 +527,8 @@ class Rollout:
             fine, coarse, attention, before=before, num_outputs=1, modulate=self._modulate
         )[:, -1]
         if first:
+            if coarse_frames and coarse_frames[0] < self.sink_frames:
+                cache.keep_sinks()
             self._fine_end = coming
             self._coarse_end = max(self._coarse_end, coming - window + 1)
             # The frame that leaves the window next is the oldest that is still needed; the newest always is.

@@ -7,6 +7,9 @@ Storage is allocated once. Slots hold whole frames; `frame_of_slot` says which, 
 follows from it by the same `visible` that training uses. The rollout loop says what is written where. Streams that
 have begun at different times still write into the same slots, each its own frame.
 
+The first coarse frames may stay as sinks: they stand where the ring would have its oldest frames, as near as those
+(StreamingLLM, arXiv:2309.17453), so that no distance exceeds the length of the context.
+
 What slots hold can be taken as pages, which cost nothing until something is written over them. Many states of a
 stream share the pages that they have in common: a state for every frame takes one frame's memory each.
 """
@@ -20,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from farworld.models.attention import QKV, attention_mask, visible, visible_coarse
+from farworld.models.attention import QKV, attention_mask, rope_table, rotate, visible, visible_coarse
 from farworld.models.far import FARConfig
 
 EMPTY = -1
@@ -68,7 +71,7 @@ class KVCache:
 
     Attributes:
         frame_of_slot: (R, slots), int64, on the CPU; R is 1 while all streams have the same frames, and then the
-            number of streams, which the branches of guidance share.
+            number of streams, which the branches of guidance share. Sinks have the frames that they stand for.
     """
 
     def __init__(
@@ -77,14 +80,25 @@ class KVCache:
         *,
         batch_size: int,
         context_frames: int,
+        sink_frames: int = 0,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Allocate an empty cache for context_frames past frames; its size depends on nothing that happens later."""
+        """Allocate an empty cache for context_frames past frames; its size depends on nothing that happens later.
+
+        Raises:
+            ValueError: sinks leave the coarse ring no frame, or there is none.
+        """
         self.config = config
         # The window counts the frame to come, so that the oldest of `window` past frames is seen coarse.
         self.long_term_frames = context_frames - config.short_term_frames + 1 if config.context_patch_size else 0
         self.short_term_frames = config.short_term_frames if config.context_patch_size else context_frames
+        if sink_frames and not 0 < sink_frames < self.long_term_frames:
+            raise ValueError(
+                f"sink_frames must be in [0, {max(0, self.long_term_frames - 1)}], fewer than the coarse frames of the "
+                f"context, got {sink_frames}"
+            )
+        self.sink_frames = sink_frames
         fine_slots = self.short_term_frames + 1
         self.coarse_length = self.long_term_frames * config.coarse_tokens
         length = self.coarse_length + fine_slots * config.fine_tokens
@@ -97,13 +111,18 @@ class KVCache:
         )
         self.key_is_fine = torch.arange(length) >= self.coarse_length
         # The scratch slot is written before anybody reads it, and needs no page.
-        self._slots = [self._storage[..., self.token_range(slot), :] for slot in range(self.scratch_slot)]
+        # Sinks are stored as they were encoded, and again in the ring, turned to where they stand.
+        self._sinks = self._storage[..., : sink_frames * config.coarse_tokens, :].clone()
+        self._slots = [
+            (self._sinks if slot < sink_frames else self._storage)[..., self.token_range(slot), :]
+            for slot in range(self.scratch_slot)
+        ]
         self._pages: list[weakref.ref[Page] | None] = [None] * self.scratch_slot  # of what the slots hold now
 
     @property
     def num_bytes(self) -> int:
         """Memory held, in bytes."""
-        return self._storage.numel() * self._storage.element_size()
+        return (self._storage.numel() + self._sinks.numel()) * self._storage.element_size()
 
     @property
     def scratch_slot(self) -> int:
@@ -116,13 +135,15 @@ class KVCache:
 
     def coarse_slot(self, frame: int) -> int:
         """Where a frame's coarse tokens live."""
-        return frame % self.long_term_frames
+        sinks = self.sink_frames
+        return frame if 0 <= frame < sinks else sinks + (frame - sinks) % (self.long_term_frames - sinks)
 
     def reset(self) -> None:
         """Forget everything; storage stays."""
         for slot in range(self.scratch_slot):
             self._leave(slot)
         self.frame_of_slot = torch.full((1, self.frame_of_slot.shape[1]), EMPTY)
+        self._sinks.zero_()
         self._storage.zero_()  # what is masked counts zero times, which would not forget a NaN
 
     def claim(self, slot: int, frame: Tensor) -> None:
@@ -130,6 +151,18 @@ class KVCache:
         if slot != self.scratch_slot:
             self._leave(slot)
         self.frame_of_slot[:, slot] = frame
+
+    def keep_sinks(self) -> None:
+        """Remember the sinks, which were encoded just now and stand where they were encoded."""
+        self._sinks.copy_(self._storage[..., : self._sinks.shape[-2], :])
+
+    def place_sinks(self, first: int) -> None:
+        """Let the sinks stand for the frames from `first` on."""
+        sinks, positions, size = self.sink_frames, self.config.positions, self.config.head_size
+        self.frame_of_slot[:, :sinks] = torch.arange(first, first + sinks)
+        turn = rope_table([first], 1, 1, 1, size, frame_scale=positions.frame_scale, device=self.keys.device)
+        self.keys[..., : self._sinks.shape[-2], :] = rotate(self._sinks[0], turn)
+        self.values[..., : self._sinks.shape[-2], :] = self._sinks[1]
 
     def adopt(self, stream: int, num_streams: int, other: KVCache, slots: dict[int, int]) -> None:
         """Let a stream have the one stream of a cache of the same sizes for its past.
@@ -180,6 +213,9 @@ class KVCache:
         if slots:
             torch._foreach_copy_(slots, contents)
         self.frame_of_slot = frame_of_slot.clone()
+        if self.sink_frames and (first := int(frame_of_slot[0, 0])) != EMPTY:
+            self.place_sinks(first)
+            self.frame_of_slot = frame_of_slot.clone()  # not all of them may be there yet
 
     def _are_empty(self) -> list[bool]:
         """Of each slot but the scratch one, whether it is empty in all streams."""
