@@ -10,8 +10,9 @@ Paper: FAR, arXiv:2503.19325, Sec. 3.3; the sliding, append-only layout is ours.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,10 +26,13 @@ from farworld.models.far import (
     TIMESTEP_SCALE,
     FARConfig,
     Frames,
+    Modulate,
     context_mark,
 )
 from farworld.models.kv_cache import EMPTY, CachedAttention, KVCache, Page
 from farworld.models.modulation_table import ModulationTable
+from farworld.models.packed import Packed
+from farworld.models.static_frame import NewFrames, StaticFrame
 from farworld.world_model import LAYOUTS, WorldModel, check_noise_level
 
 CONTEXT_NOISE_KEY = 1  # of the generators of what is added to context frames
@@ -46,6 +50,7 @@ class Settings:
     guidance_scale: float
     context_noise: float
     timesteps: tuple[float, ...]
+    dtype: torch.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +93,9 @@ class Rollout:
         timesteps: Sequence[float] | None = None,
         context_noise: float | None = None,
         sink_frames: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        static: bool | None = None,
+        compiler: str | Callable | None = None,
     ) -> None:
         """Allocate the cache.
 
@@ -105,11 +113,18 @@ class Rollout:
             context_noise: flow time, of past frames as the model sees them, which is told; None is the world's own.
             sink_frames: of a stream's first frames, which stay in the context, by their coarse tokens, when it is
                 full; None is the world's own number in the sliding layout, and 0 in the other.
+            dtype: of the transformer's weights, of which another one makes a copy, and of the cache: float32 or
+                bfloat16. Latents, noise and the autoencoder stay float32.
+            static: make frames of the steady state by `farworld.models.static_frame`, on a GPU in one CUDA graph; None
+                is on a GPU only. Frames before it, and all in the anchored layout, are made as without.
+            compiler: of the static frame, a backend of `torch.compile` such as "inductor"; None is none. The first
+                frame then takes a minute.
 
         Raises:
             ValueError: num_steps below 1, timesteps that don't fall from 1 to 0 or beside num_steps, a context
                 shorter than the short-term window, negative guidance, an unknown layout, a noise level outside
-                [0, 1), sinks that do not fit, or a model that isn't causal.
+                [0, 1), sinks that do not fit, a world packed for float32 in another dtype, or a model that isn't
+                causal.
         """
         config = world.config.model
         window = config.short_term_frames if config.context_patch_size else 1
@@ -147,6 +162,12 @@ class Rollout:
         if sink_frames and layout != "sliding":
             raise ValueError(f"sink_frames goes with the sliding layout, got {sink_frames} and {layout}")
         self.sink_frames = sink_frames
+        self.dtype = dtype
+        self._transformer = world.transformer
+        if dtype != torch.float32:
+            if any(isinstance(module, Packed) for module in world.transformer.modules()):
+                raise ValueError(f"a world that is packed for a CPU computes in float32, not in {dtype}")
+            self._transformer = copy.deepcopy(world.transformer).to(dtype)
         self._rewrites_window = layout == "anchored" and config.context_patch_size is not None
         self.frame_index = EMPTY  # of the newest frame; EMPTY before the first
         # One count of frames serves all streams. A stream's own frame 0, by which positions and noise go, is at
@@ -158,7 +179,7 @@ class Rollout:
         self._branches = 1 if guidance_scale in (0.0, 1.0) or not config.num_actions else 2
         self._cache = KVCache(
             config, batch_size=batch_size * self._branches, context_frames=context_frames, sink_frames=sink_frames,
-            device=world.device,
+            device=world.device, dtype=dtype,
         )  # fmt: skip
         # Of each step, as the model is told; None if it is not.
         self._step_sizes: list[float] | None = None
@@ -166,12 +187,25 @@ class Rollout:
             steps = zip(self.timesteps, self.timesteps[1:], strict=False)
             self._step_sizes = [flow.shortcut_size(now - then, finest) for now, then in steps]
         noise_levels = [t * TIMESTEP_SCALE for t in self.timesteps[:-1]]
-        self._modulate = None
+        self._modulate: Modulate | None = None
         if ModulationTable.fits(world.transformer, noise_levels):
             with torch.inference_mode():
                 self._modulate = ModulationTable(
-                    world.transformer, noise_levels, step_sizes=self._step_sizes, context_noise=self.context_noise
-                )
+                    world.transformer, noise_levels, step_sizes=self._step_sizes, context_noise=self.context_noise,
+                    dtype=dtype,
+                )  # fmt: skip
+        elif dtype != torch.float32:  # what comes of a timestep is sensitive to its last bits
+            self._modulate = lambda *condition: tuple(
+                part.to(dtype) for part in world.transformer.modulations(*condition)
+            )
+        self._static: StaticFrame | None = None
+        if layout == "sliding" and (world.device.type == "cuda" if static is None else static):
+            with torch.inference_mode():
+                self._static = StaticFrame(
+                    self._transformer, self._cache, batch_size=batch_size, timesteps=self.timesteps,
+                    step_sizes=self._step_sizes, guidance_scale=guidance_scale, context_noise=self.context_noise,
+                    modulate=self._modulate, compiler=compiler,
+                )  # fmt: skip
         # Past frames that are not in the cache for good: the newest ones, up to frame_index.
         self._latents: list[Tensor] = []
         self._actions: list[Tensor] = []
@@ -184,7 +218,7 @@ class Rollout:
         """What a snapshot has to have in common with the rollout."""
         return Settings(
             self.world.config.model, self.batch_size, self.layout, self.context_frames, self.sink_frames,
-            self.guidance_scale, self.context_noise, tuple(self.timesteps),
+            self.guidance_scale, self.context_noise, tuple(self.timesteps), self.dtype,
         )  # fmt: skip
 
     @property
@@ -250,7 +284,7 @@ class Rollout:
         self._begun = torch.zeros(1, dtype=torch.int64)
         self._noise_keys = tuple(keys)
         self._primed = True
-        for frame, action in zip(latents.unbind(1), produced_by.to(self.world.device).unbind(1), strict=True):
+        for frame, action in zip(latents.unbind(1), produced_by.cpu().unbind(1), strict=True):
             if self._latents and self._heeds_following():
                 self._actions[-1], action = action, torch.full_like(action, self.world.config.model.null_action)
             if self._latents and self.layout == "sliding":
@@ -287,8 +321,9 @@ class Rollout:
         if self._single is None:
             self._single = Rollout(
                 self.world, context_frames=self.context_frames, guidance_scale=self.guidance_scale, layout=self.layout,
-                timesteps=self.timesteps, context_noise=self.context_noise,
+                timesteps=self.timesteps, context_noise=self.context_noise, dtype=self.dtype, static=False,
             )  # fmt: skip
+            self._single._transformer = self._transformer  # one copy is enough
         self._single.prime(frames, actions, seed=seed)
         self._single._settle()
         self._settle()
@@ -325,7 +360,7 @@ class Rollout:
             (B, C, h, w), scaled latents.
         """
         actions = self._condition(action)
-        latents = self._denoise(actions, self._noise(self.frame_index + 1) if noise is None else noise)
+        latents = self._denoise(actions, noise)
         self._remember(latents, actions)
         return latents
 
@@ -341,7 +376,7 @@ class Rollout:
             (B, C, h, w), the predicted latents.
         """
         actions = self._condition(action)
-        predicted = self._denoise(actions, self._noise(self.frame_index + 1))
+        predicted = self._denoise(actions, None)
         self._remember(self.world.encode(torch.as_tensor(frames)[:, None])[:, 0], actions)
         return predicted
 
@@ -371,8 +406,8 @@ class Rollout:
         self._primed = True
 
     def _check_actions(self, actions: int | np.ndarray | Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Actions as (B, …) int64 on the device, or ValueError naming the range."""
-        tensor = torch.as_tensor(actions)
+        """Actions as (B, …) int64 on the CPU, or ValueError naming the range."""
+        tensor = torch.as_tensor(actions).cpu()
         vocabulary = self.world.config.vocabulary
         if tensor.ndim == 0:
             tensor = tensor.expand(shape)
@@ -380,7 +415,7 @@ class Rollout:
             raise ValueError(f"actions must be integers of shape {shape}, got {tensor.dtype} {tuple(tensor.shape)}")
         if tensor.numel() and not (0 <= int(tensor.min()) and int(tensor.max()) < len(vocabulary)):
             vocabulary.check(int(tensor.max()) if tensor.max() >= len(vocabulary) else int(tensor.min()))
-        return tensor.to(device=self.world.device, dtype=torch.int64)
+        return tensor.to(torch.int64)
 
     def _check_primed(self) -> None:
         if not self._primed:
@@ -477,10 +512,9 @@ class Rollout:
         Returns:
             (B, C, h, w), the velocity of the last frame, guided.
         """
-        cache, coming, window = self._cache, self.frame_index + 1, self.world.config.model.window
+        cache, coming = self._cache, self.frame_index + 1
         fine_frames, coarse_frames = self._to_encode() if first else ([], [])
-        if self.sink_frames and coarse_frames and (beyond := coarse_frames[-1] - cache.long_term_frames + 1) > 0:
-            cache.place_sinks(beyond)
+        self._place_sinks(coarse_frames)
         kept = coming - len(self._latents)  # frame of the oldest latents at hand
         latents = [self._as_context(frame) for frame in fine_frames]
         actions = [self._actions[frame - kept] for frame in fine_frames]
@@ -509,7 +543,7 @@ class Rollout:
         fine = Frames(
             self._both(torch.stack(latents, dim=1)),
             torch.tensor([timesteps], device=device),
-            self._both_conditions(torch.stack(actions, dim=1)),
+            self._both_conditions(torch.stack(actions, dim=1)).to(device),
             frames,
             size,
             self._rope(own_fine, self.world.config.model.patch_size),
@@ -519,26 +553,41 @@ class Rollout:
             coarse = Frames(
                 self._both(torch.stack([self._as_context(frame) for frame in coarse_frames], dim=1)),
                 torch.full((1, 1), context_mark(CLEAN_LONG_TERM, self.context_noise), device=device),
-                self._both_conditions(torch.stack([self._actions[frame - kept] for frame in coarse_frames], dim=1)),
+                self._both_conditions(torch.stack([self._actions[frame - kept] for frame in coarse_frames], dim=1)).to(
+                    device
+                ),
                 coarse_frames,
                 rope=self._rope(own_coarse, self.world.config.model.context_patch_size or 1),
             )
-        velocity = self.world.transformer.run(
+        velocity = self._transformer.run(
             fine, coarse, attention, before=before, num_outputs=1, modulate=self._modulate
-        )[:, -1]
+        )[:, -1].float()
         if first:
-            if coarse_frames and coarse_frames[0] < self.sink_frames:
-                cache.keep_sinks()
-            self._fine_end = coming
-            self._coarse_end = max(self._coarse_end, coming - window + 1)
-            # The frame that leaves the window next is the oldest that is still needed; the newest always is.
-            needed = self._coarse_end if self.world.config.model.context_patch_size else coming
-            surplus = max(0, min(needed, coming - 1) - kept)
-            del self._latents[:surplus], self._actions[:surplus]
+            self._have_encoded(coarse_frames)
         if self._branches == 2:
             unconditional, conditional = velocity.chunk(2)
             velocity = unconditional + self.guidance_scale * (conditional - unconditional)
         return velocity
+
+    def _place_sinks(self, coarse_frames: list[int]) -> None:
+        """Let the sinks stand where they are to be seen from these frames on."""
+        if self.sink_frames and coarse_frames:
+            beyond = coarse_frames[-1] - self._cache.long_term_frames + 1
+            if beyond > 0:
+                self._cache.place_sinks(beyond)
+
+    def _have_encoded(self, coarse_frames: list[int]) -> None:
+        """All past frames are in the cache now, these by their coarse tokens: forget what nobody needs any more."""
+        coming, window = self.frame_index + 1, self.world.config.model.window
+        kept = coming - len(self._latents)
+        if coarse_frames and coarse_frames[0] < self.sink_frames:
+            self._cache.keep_sinks()
+        self._fine_end = coming
+        self._coarse_end = max(self._coarse_end, coming - window + 1)
+        # The frame that leaves the window next is the oldest that is still needed; the newest always is.
+        needed = self._coarse_end if self.world.config.model.context_patch_size else coming
+        surplus = max(0, min(needed, coming - 1) - kept)
+        del self._latents[:surplus], self._actions[:surplus]
 
     def _rope(self, frames: Tensor, patch: int) -> tuple[Tensor, Tensor] | None:
         """Positions of each stream's own frames, (R, F), for all branches; None while the count is one for all."""
@@ -559,12 +608,45 @@ class Rollout:
             return null
         return actions if self._branches == 1 else torch.cat([null, actions])
 
-    def _denoise(self, actions: Tensor, noise: Tensor) -> Tensor:
+    def _denoise(self, actions: Tensor, noise: Tensor | None) -> Tensor:
         """The latents of the next frame; the first pass also puts what is new into the cache."""
-        x = noise
+        if noise is None:
+            noise = self._noise(self.frame_index + 1)
+        if self._static is not None:
+            fine, coarse = self._to_encode()
+            if (len(fine), len(coarse)) == (1, int(self.world.config.model.context_patch_size is not None)):
+                return self._static_frame(self._static, coarse, actions, noise)
+        x = noise.to(self.world.device)
         for step, (now, then) in enumerate(zip(self.timesteps, self.timesteps[1:], strict=False)):
             x = flow.euler_step(x, self._run((x, actions), step, first=step == 0), now, then)
         return x
+
+    def _static_frame(self, make: StaticFrame, coarse: list[int], actions: Tensor, noise: Tensor) -> Tensor:
+        """The latents of the next frame, if its first pass encodes the newest frame and the one leaving the window."""
+        cache, newest, coming = self._cache, self.frame_index, self.frame_index + 1
+        leaving = coarse[0] if coarse else newest
+        self._place_sinks(coarse)
+        fine_slot, coarse_slot = cache.fine_slot(newest), cache.coarse_slot(leaving) if coarse else 0
+        own_fine, own_coarse = self._own([newest, coming]), self._own([leaving])
+        cache.claim(fine_slot, own_fine[:, 0])
+        cache.claim(cache.scratch_slot, own_fine[:, 1])
+        if coarse:
+            cache.claim(coarse_slot, own_coarse[:, 0])
+        added = [torch.zeros(noise.shape)] * 2
+        if self.context_noise:
+            added = [self._noise(frame, CONTEXT_NOISE_KEY) for frame in (newest, leaving)]
+        oldest = coming - len(self._latents)
+        latents = make(
+            NewFrames(
+                fine=own_fine, coarse=own_coarse, fine_token=cache.token_range(fine_slot).start,
+                coarse_token=cache.token_range(coarse_slot).start,
+                actions=torch.stack([self._actions[-1], actions, self._actions[leaving - oldest]], dim=1),
+                noise=torch.stack([*added, noise.cpu()], dim=1),
+                newest=self._latents[-1], leaving=self._latents[leaving - oldest],
+            )
+        )  # fmt: skip
+        self._have_encoded(coarse)
+        return latents
 
     def _as_context(self, frame: int) -> Tensor:
         """A past frame's latents as the model sees them, (B, C, h, w), the same ones every time."""
@@ -572,10 +654,10 @@ class Rollout:
         if not self.context_noise:
             return latents
         level = torch.full((len(latents),), self.context_noise, device=latents.device)
-        return flow.add_noise(latents, self._noise(frame, CONTEXT_NOISE_KEY), level)
+        return flow.add_noise(latents, self._noise(frame, CONTEXT_NOISE_KEY).to(latents.device), level)
 
     def _noise(self, frame: int, *purpose: int) -> Tensor:
-        """(B, C, h, w), standard normal, keyed by seed, stream and frame, and by purpose if it is not to start from."""
+        """(B, C, h, w), standard normal, on the CPU, keyed by seed, stream, frame, and purpose if not to start from."""
         config = self.world.config.model
         shape = (config.latent_channels, config.latent_height, config.latent_width)
         streams = []
@@ -586,7 +668,7 @@ class Rollout:
             key = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
             generator = torch.Generator().manual_seed(int(key >> np.uint64(1)))
             streams.append(torch.randn(shape, generator=generator))
-        return torch.stack(streams).to(self.world.device)
+        return torch.stack(streams)
 
 
 @torch.inference_mode()

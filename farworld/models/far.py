@@ -504,7 +504,8 @@ class FAR(nn.Module):
     def _stream(self, frames: Frames, embedding: nn.Module, patch: int, modulate: Modulate) -> Stream:
         rope = frames.rope or self.rope(frames.index, patch, device=frames.latents.device)
         modulations = modulate(frames.timestep, frames.action, frames.step_size)
-        return Stream(embedding(patchify(frames.latents, patch)), modulations, rope)
+        tokens = patchify(frames.latents, patch).to(modulations[0].dtype)
+        return Stream(embedding(tokens), modulations, rope)
 
     def rope(self, index: Sequence[int], patch: int, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """See `farworld.models.attention.rope_table`, of frames in patches of this size."""
