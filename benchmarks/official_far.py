@@ -411,7 +411,7 @@ def compare(
     if "sliding" in modes:
         sliding = Rollout(played, context_frames=capacity, layout="sliding", timesteps=timesteps)
         # The time of a frame does not depend on what it shows: the anchored past fills this cache, too.
-        sliding.restore(dataclasses.replace(anchored.snapshot(), layout="sliding"))
+        sliding.restore(dataclasses.replace(anchored.snapshot(), settings=sliding.settings))
         measured["sliding"] = Measured(sliding, config, counter)
         measured["sliding"].step()  # to warm up
     yield None

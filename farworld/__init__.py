@@ -15,4 +15,8 @@ _root = _Path(__file__).resolve().parent.parent
 if (_root / "pyproject.toml").is_file() and (_root / "envs" / "__init__.py").is_file():
     __path__.append(str(_root))
 
-_register(id="farworld/World-v0", entry_point="farworld.world_env:WorldEnv")
+_register(
+    id="farworld/World-v0",
+    entry_point="farworld.world_env:WorldEnv",
+    vector_entry_point="farworld.world_env:WorldVectorEnv",
+)

@@ -13,7 +13,7 @@ import numpy as np
 from cyclopts import App, Parameter
 
 from farworld.console import print_json, progress_bar, stdout_to_stderr
-from farworld.play.cli import CKPT_HELP, GUIDANCE_HELP, LAYOUT_HELP, prepare_environment
+from farworld.play.cli import CKPT_HELP, GUIDANCE_HELP, LAYOUT_HELP, THREADS_HELP, prepare_environment
 
 if TYPE_CHECKING:
     from farworld.play.player import WorldPlayer
@@ -39,6 +39,7 @@ def play(
     guidance: Annotated[float, Parameter(help=GUIDANCE_HELP)] = 1.0,
     layout: Annotated[Literal["sliding", "anchored"] | None, Parameter(help=LAYOUT_HELP)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where the model runs.")] = "auto",
+    threads: Annotated[int | None, Parameter(help=THREADS_HELP)] = None,
     seed: Annotated[int, Parameter(help="Of the actions and of all noise.")] = 0,
     json: Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout.")] = False,
 ) -> None:
@@ -54,11 +55,13 @@ def play(
     with stdout_to_stderr() if json else contextlib.nullcontext():
         from farworld.play.player import open_player
         from farworld.play.window import Window
+        from farworld.threads import settle_threads
 
         player = open_player(
             ckpt, seed=seed, num_steps=steps, context_frames=context, guidance_scale=guidance, layout=layout,
             device=device,
         )  # fmt: skip
+        settle_threads(player.rollout, threads)
         missing = player.rollout.context_frames - player.rollout.context_in_use
         warm_up = max(WARM_UP_FRAMES, missing)
         with Window(player) as window, progress_bar("playing", warm_up + frames, unit="frames") as advance:

@@ -35,6 +35,7 @@ class WorldConfig:
     frame_action: str = "producing"
     action_timing: str = ACTION_TIMING
     context_noise: float = 0.0  # flow time, of past frames as the model sees them in play; for models trained with it
+    sink_frames: int = 0  # of a stream's first frames, which play never forgets, in the sliding layout
     training: dict = field(default_factory=dict)  # provenance: data, steps, hardware, the resolved config
 
     def __post_init__(self) -> None:
@@ -45,6 +46,8 @@ class WorldConfig:
         if self.frame_action not in FRAME_ACTIONS:
             raise ValueError(f"frame_action must be one of {', '.join(FRAME_ACTIONS)}, got {self.frame_action!r}")
         check_noise_level(self.context_noise)
+        if self.sink_frames < 0:
+            raise ValueError(f"sink_frames must not be negative (0 is none), got {self.sink_frames}")
         compression = self.autoencoder.compression
         expected = (self.model.latent_height * compression, self.model.latent_width * compression)
         if (self.frame_height, self.frame_width) != expected:

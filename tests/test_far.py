@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import io
+import weakref
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from farworld.actions import Action, ActionVocabulary
 from farworld.models import flow
 from farworld.models.attention import QKV, ClipAttention, Positions, rope_table, rotate, visible
 from farworld.models.autoencoder import AutoencoderConfig
-from farworld.models.far import CLEAN_SHORT_TERM, FAR, TIMESTEP_SCALE, FARConfig
+from farworld.models.far import CLEAN_SHORT_TERM, FAR, TIMESTEP_SCALE, FARConfig, Frames, context_frames
 from farworld.models.kv_cache import KVCache
 from farworld.rollout import Rollout, denoise_clip
 from farworld.world_model import WorldConfig, WorldModel
@@ -307,6 +309,80 @@ def test_snapshot_and_restore_continue_alike(world):
     assert all((a == b).all() for a, b in zip(first, second, strict=True))
 
 
+RESETS = {
+    "sliding": ({"copy_gate": True}, {}),
+    "anchored": ({"layout": "anchored", "copy_gate": True}, {}),
+    "short": ({"context_patch_size": None}, {}),
+    "sliding, FlexRoPE, guided": ({"positions": Positions.flex_rope(0.3)}, {"guidance_scale": 1.5}),
+    "anchored, ALiBi, guided": ({"positions": Positions.alibi(), "layout": "anchored"}, {"guidance_scale": 1.5}),
+    "sliding, noised context": ({"copy_gate": True}, {"context_noise": 0.2}),
+    "anchored, following": ({"layout": "anchored", "frame_action": "following"}, {}),
+}
+
+
+@pytest.mark.parametrize("kind", RESETS)
+def test_streams_that_begin_anew_go_on_as_rollouts_of_their_own(kind):
+    """Each keeps its own positions, noise and past, whatever the others do, to rounding; also through a snapshot.
+
+    Contexts are shorter and longer than what the others have seen, around the window and past the end of the ring.
+    """
+    model, settings = RESETS[kind]
+    world = tiny_world(**model)
+    settings = {"num_steps": 2, "context_frames": 9, **settings}
+    streams = Rollout(world, batch_size=3, **settings)
+    alone = [Rollout(world, **settings) for _ in range(3)]
+    frames, actions = clip(25, batch=3)
+    streams.prime(frames[:, :3], actions[:, :2], seed=[5, 6, 7])
+    for stream, single in enumerate(alone):
+        single.prime(frames[stream : stream + 1, :3], actions[stream : stream + 1, :2], seed=5 + stream)
+    resets = {1: (0, 20), 3: (1, 1), 4: (1, WINDOW), 9: (2, 12), 10: (0, 2), 16: (2, WINDOW + 1)}
+    expected = []
+    for step in range(30):
+        if step in resets:
+            stream, length = resets[step]
+            context = frames[stream, :length], actions[stream, : length - 1]
+            streams.reset_stream(stream, *context, seed=100 + step)
+            alone[stream].prime(context[0][None], context[1][None], seed=100 + step)
+        if step == 12:
+            snapshot = streams.snapshot()
+        action = torch.tensor([step % 3, (step + 1) % 3, 2])
+        expected.append(torch.cat([single.step_latents(a) for single, a in zip(alone, action, strict=True)]))
+        torch.testing.assert_close(streams.step_latents(action), expected[-1], atol=5e-6, rtol=1e-5)
+    streams.restore(snapshot)
+    for step in range(12, 16):
+        latents = streams.step_latents(torch.tensor([step % 3, (step + 1) % 3, 2]))
+        torch.testing.assert_close(latents, expected[step], atol=5e-6, rtol=1e-5)
+
+
+def test_a_stream_that_went_wrong_begins_anew_and_leaves_the_others_alone(world):
+    frames, actions = clip(5, batch=2)
+    rollout = Rollout(world, batch_size=2)
+    rollout.prime(frames, actions[:, :4])
+    noise = torch.zeros(2, 4, 4, 4)
+    noise[0] = torch.nan
+    for _ in range(3):
+        latents = rollout.step_latents(1, noise=noise)
+    assert latents[0].isnan().all() and latents[1].isfinite().all()
+    rollout.reset_stream(0, frames[0], actions[0, :4])
+    assert all(rollout.step_latents(1).isfinite().all() for _ in range(15))
+
+
+def test_the_only_stream_begins_anew_as_by_prime(world):
+    frames, actions = clip(5, batch=1)
+    rollout = Rollout(world)
+    with pytest.raises(ValueError, match="prime"):
+        rollout.reset_stream(0, frames[0], actions[0, :4])
+    rollout.prime(frames, actions[:, :4], seed=3)
+    expected = rollout.step_latents(1)
+    rollout.reset_stream(0, frames[0], actions[0, :4], seed=3)
+    assert torch.equal(rollout.step_latents(1), expected)
+    with pytest.raises(ValueError, match=r"\[0, 0\]"):
+        rollout.reset_stream(1, frames[0], actions[0, :4])
+    for seed in (-1, [1, 2]):
+        with pytest.raises(ValueError, match="seed of 0 or more"):
+            rollout.prime(frames, actions[:, :4], seed=seed)
+
+
 def test_guidance_mixes_conditional_and_null_predictions(world):
     """Guided velocity is null + scale · (conditional − null), so scale 1 is the plain one."""
     frames, actions = clip(4, batch=1)
@@ -337,13 +413,233 @@ def test_an_action_outside_the_vocabulary_is_an_error_that_names_the_range(world
         rollout.step(action)
 
 
-def test_a_snapshot_of_another_layout_or_size_is_refused(world):
+@pytest.mark.parametrize("layout", ["sliding", "anchored"])
+@pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
+def test_snapshots_stay_what_they_were(world, layout, guidance_scale):
+    """They share what they have in common with each other and with the rollout, and nobody may notice.
+
+    One after every frame, twice around the ring, restored in any order, also after a new start, in another rollout
+    and after a trip to a disk.
+    """
+    frames, actions = clip(5, batch=1)
+    rollout, other = (Rollout(world, layout=layout, guidance_scale=guidance_scale, context_frames=7) for _ in range(2))
+    rollout.prime(frames, actions[:, :4], seed=3)
+    snapshots, expected = [], []
+    for step in range(16):
+        snapshots.append(rollout.snapshot())
+        expected.append(rollout.step_latents(step % 3))
+    on_disk = io.BytesIO()
+    torch.save(snapshots[3], on_disk)
+    on_disk.seek(0)
+    snapshots.append(torch.load(on_disk, weights_only=False))
+    for index in (15, 0, 7, 7, 16, 2, "new", 5, 14, 1):
+        if index == "new":
+            rollout.prime(frames[:, :2], actions[:, :1], seed=4)
+            rollout.step_latents(0)
+            continue
+        start = 3 if index == 16 else index
+        for each in (rollout, other):
+            each.restore(snapshots[index])
+            for step in range(start, min(start + 4, 16)):
+                assert torch.equal(each.step_latents(step % 3), expected[step])
+
+
+def test_a_snapshot_of_every_frame_takes_the_memory_of_one_frame_each(world):
+    """What rewinding through minutes of play needs; and what nobody has any more is not kept."""
     frames, actions = clip(5, batch=1)
     rollout = Rollout(world)
     rollout.prime(frames, actions[:, :4])
-    for other in (Rollout(world, layout="anchored"), Rollout(world, context_frames=9), Rollout(world, batch_size=2)):
-        with pytest.raises(ValueError, match="its own layout and sizes"):
-            other.restore(rollout.snapshot())
+    history = []
+    for _ in range(40):
+        rollout.step_latents(1)
+        history.append(rollout.snapshot())
+    pages = {id(page): page for snapshot in history for page in snapshot.pages if page is not None}
+    coarse, fine = (
+        [p for p in pages.values() if p.read().shape[-2] == tokens] for tokens in (world.config.model.coarse_tokens, 16)
+    )
+    assert 0 < len(coarse) < 40 + 12 and 0 < len(fine) < 40 + WINDOW
+    last = weakref.ref(history[-1].pages[0])
+    del pages, coarse, fine
+    history.clear()
+    assert last() is None
+
+
+def test_going_back_to_an_emptier_past_forgets_a_stream_that_went_wrong(world):
+    frames, actions = clip(5, batch=1)
+    rollout = Rollout(world)
+    rollout.prime(frames, actions[:, :4])
+    start = rollout.snapshot()
+    expected = rollout.step_latents(0)
+    for _ in range(4):
+        rollout.step_latents(0, noise=torch.full((1, 4, 4, 4), torch.nan))
+    rollout.restore(start)
+    assert torch.equal(rollout.step_latents(0), expected)
+
+
+class DenseWithSinks:
+    """Attention of each frame by itself to all that it is to see, without a cache.
+
+    Of `length` coarse frames `sinks` are a stream's first ones, which stand where the oldest of as many frames would
+    stand without them.
+    """
+
+    def __init__(self, config: FARConfig, num_frames: int, sinks: int, length: int) -> None:
+        self.config, self.num_frames, self.sinks, self.length = config, num_frames, sinks, length
+
+    def attend(self, frame: int, q, newest: int, last: int, coarse, fine=None):
+        """The queries of a frame, which sees coarse frames up to `last`; `newest` is the newest that is encoded."""
+        config, beyond = self.config, max(0, newest - self.length + 1)
+        k, v, key_frames = [], [], []
+        for other in range(last + 1):
+            here = slice(other * config.coarse_tokens, (other + 1) * config.coarse_tokens)
+            shift = beyond if other < self.sinks else 0
+            if other < self.sinks or other >= beyond + self.sinks:
+                turn = rope_table([shift], 1, 1, 1, config.head_size, frame_scale=config.positions.frame_scale)
+                k.append(rotate(coarse.k[:, :, here], turn))
+                v.append(coarse.v[:, :, here])
+                key_frames += [other + shift] * config.coarse_tokens
+        if fine is not None:
+            here = slice(max(0, frame - WINDOW + 1) * config.fine_tokens, (frame + 1) * config.fine_tokens)
+            k.append(fine.k[:, :, here])
+            v.append(fine.v[:, :, here])
+            key_frames += torch.arange(frame + 1).repeat_interleave(config.fine_tokens)[here].tolist()
+        decay = config.positions.head_slopes(config.num_heads)[:, None, None] * (torch.tensor(key_frames) - frame)
+        return F.scaled_dot_product_attention(q, torch.cat(k, 2), torch.cat(v, 2), attn_mask=decay[None])
+
+    def __call__(self, layer, fine, coarse):
+        """See `farworld.models.attention.Attend`."""
+        config = self.config
+        coarse_out = [
+            self.attend(frame, q, frame, frame, coarse)
+            for frame, q in enumerate(coarse.q.split(config.coarse_tokens, dim=2))
+        ]
+        fine_out = []
+        for frame, q in enumerate(fine.q.split(config.fine_tokens, dim=2)):
+            newest = min(frame + 1, self.num_frames - 1) - WINDOW  # a frame is encoded along with the next one
+            fine_out.append(self.attend(frame, q, newest, frame - WINDOW, coarse, fine))
+        return torch.cat(fine_out, dim=2), torch.cat(coarse_out, dim=2)
+
+
+SINK_POSITIONS = {
+    "RoPE": Positions(),
+    "FlexRoPE": Positions.flex_rope(0.3),
+    "ALiBi": Positions.alibi(),
+    "interpolated": Positions.interpolated(trained_frames=4, num_frames=14),
+}
+
+
+@pytest.mark.parametrize("positions", SINK_POSITIONS)
+@pytest.mark.parametrize("num_frames", [8, 9, 10, 14, 23])  # the ring of 6 coarse frames is full at 9
+def test_sinks_are_seen_from_where_the_oldest_frames_would_be(positions, num_frames):
+    """Everything else equals the direct computation over the whole stream, also after a restore."""
+    world = tiny_world(positions=SINK_POSITIONS[positions])
+    config = world.config.model
+    frames, actions = clip(num_frames)
+    rollout = Rollout(world, batch_size=2, num_steps=1, context_frames=6 + WINDOW - 1, sink_frames=2)
+    rollout.prime(frames, actions[:, :-1])
+    latents, noise = world.encode(frames), rollout._noise(num_frames)
+    produced_by = torch.cat([torch.full_like(actions[:, :1], config.null_action), actions], dim=1)
+    timestep = torch.full((2, num_frames + 1), CLEAN_SHORT_TERM)
+    timestep[:, -1] = TIMESTEP_SCALE
+    fine = Frames(torch.cat([latents, noise[:, None]], dim=1), timestep, produced_by, range(num_frames + 1))
+    coarse = num_frames - WINDOW + 1
+    velocity = world.transformer.run(
+        fine, context_frames(latents[:, :coarse], produced_by[:, :coarse], range(coarse)),
+        DenseWithSinks(config, num_frames + 1, sinks=2, length=6),
+    )  # fmt: skip
+    expected = noise - velocity[:, -1]
+    start = rollout.snapshot()
+    first = rollout.step_latents(actions[:, -1])
+    torch.testing.assert_close(first, expected, atol=2e-5, rtol=1e-4)
+    later = [rollout.step_latents(1) for _ in range(9)]
+    rollout.restore(start)
+    assert torch.equal(rollout.step_latents(actions[:, -1]), first)
+    assert all(torch.equal(rollout.step_latents(1), latents) for latents in later)
+
+
+def test_sinks_change_nothing_until_the_ring_is_full_and_are_remembered_then():
+    """One layer, so that nothing older lives on in the keys of what is still there."""
+    world = tiny_world(num_layers=1)
+    frames, actions = clip(4, batch=1)
+    other = frames.clone()
+    other[:, 0] = 255 - other[:, 0]
+    generated = []
+    for start, sinks in ((frames, 0), (frames, 2), (other, 2), (other, 0)):
+        rollout = Rollout(world, num_steps=1, context_frames=8, sink_frames=sinks)
+        rollout.prime(start, actions[:, :3])
+        generated.append([rollout.step_latents(1, noise=torch.zeros(1, 4, 4, 4)) for _ in range(20)])
+    plain, kept, changed, _ = generated
+    full = 8 - 4  # frame 8 still sees frame 0, frame 9 only as a sink
+    assert all(torch.equal(*pair) for pair in zip(plain[: full + 1], kept[: full + 1], strict=True))
+    assert not torch.equal(plain[full + 1], kept[full + 1])
+    plain, kept = (Rollout(world, num_steps=1, context_frames=8, sink_frames=sinks) for sinks in (0, 2))
+    for rollout, seen in ((plain, False), (kept, True)):
+        results = []
+        for start in (frames, other):
+            past = torch.cat([start, *[frames] * 4], dim=1)
+            rollout.prime(past, actions[:, [0]].expand(1, 19))
+            results.append(rollout.step_latents(1, noise=torch.zeros(1, 4, 4, 4)))
+        assert ((results[0] - results[1]).abs().max() > 1e-5) == seen
+
+
+def test_sinks_that_do_not_fit_are_refused(world):
+    short = tiny_world(context_patch_size=None)
+    for where, settings in ((world, {"sink_frames": 10}), (world, {"sink_frames": -1}), (short, {"sink_frames": 1})):
+        with pytest.raises(ValueError, match=r"sink_frames must be in \[0, "):
+            Rollout(where, **settings)
+    with pytest.raises(ValueError, match="sliding"):
+        Rollout(world, layout="anchored", sink_frames=1)
+    with_sinks = WorldModel(dataclasses.replace(world.config, sink_frames=2))
+    assert Rollout(with_sinks).sink_frames == 2 and Rollout(with_sinks, layout="anchored").sink_frames == 0
+    frames, actions = clip(3)
+    rollout = Rollout(world, batch_size=2, sink_frames=1)
+    rollout.prime(frames, actions[:, :2])
+    with pytest.raises(ValueError, match="sink_frames=0"):
+        rollout.reset_stream(0, frames[0], actions[0, :2])
+
+
+@torch.inference_mode()
+def primed_at(rollout: Rollout, first: int, latents: torch.Tensor, actions: torch.Tensor) -> Rollout:
+    """A stream whose first frame has this number."""
+    rollout.prime_latents(latents[:, :0], actions[:, :0])
+    rollout.frame_index, rollout._fine_end, rollout._coarse_end = first - 1, first, first
+    for frame, action in zip(latents.unbind(1), actions.unbind(1), strict=True):
+        if rollout._latents:
+            rollout._run(None, 0, first=True)
+        rollout._remember(frame, action)
+    return rollout
+
+
+@pytest.mark.parametrize("positions", SINK_POSITIONS)
+@pytest.mark.parametrize("context_patch_size", [2, None])
+def test_frame_a_million_is_what_frame_four_hundred_is(positions, context_patch_size):
+    """Angles are made in float64: nothing that depends on how long a stream has run gets lost."""
+    world = tiny_world(
+        positions=SINK_POSITIONS[positions], context_patch_size=context_patch_size, short_term_frames=4, copy_gate=True
+    )
+    frames, actions = clip(16)
+    results = []
+    for first in (400, 1_000_000):
+        rollout = primed_at(
+            Rollout(world, batch_size=2, num_steps=2, context_frames=12), first, world.encode(frames), actions
+        )
+        noise = torch.randn(12, 2, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+        results.append(torch.stack([rollout.step_latents(1, noise=x) for x in noise]))
+    torch.testing.assert_close(*results, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"layout": "anchored"}, {"context_frames": 9}, {"batch_size": 2}, {"guidance_scale": 1.5}, {"num_steps": 3},
+     {"context_noise": 0.1}, {"sink_frames": 1}],
+)  # fmt: skip
+def test_a_snapshot_of_a_rollout_with_other_settings_is_refused(world, other):
+    frames, actions = clip(5, batch=1)
+    rollout = Rollout(world)
+    rollout.prime(frames, actions[:, :4])
+    name = "timesteps" if "num_steps" in other else next(iter(other))
+    with pytest.raises(ValueError, match=f"made alike: expected {name} "):
+        Rollout(world, **other).restore(rollout.snapshot())
 
 
 def test_priming_forgets_a_stream_that_went_wrong(world):

@@ -2,6 +2,7 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
+from gymnasium.vector import AutoresetMode
 
 import farworld  # noqa: F401  (registers the environment)
 
@@ -87,3 +88,113 @@ def test_a_step_before_the_reset_is_an_error(make):
 def test_a_wrong_argument_is_an_error(make, kwargs, complaint):
     with pytest.raises(ValueError, match=complaint):
         make(**kwargs)
+
+
+# Many at once
+
+
+MODES = list(AutoresetMode)
+
+
+@pytest.fixture
+def make_many(tiny_world_path):
+    return lambda **kwargs: gymnasium.make_vec(
+        "farworld/World-v0", vectorization_mode="vector_entry_point", ckpt=tiny_world_path, **kwargs
+    )
+
+
+def assert_alike(ours, theirs):
+    """Batches round differently: a grey level of tolerance, and none for all the rest."""
+    assert ours.keys() == theirs.keys() if isinstance(ours, dict) else True
+    if isinstance(ours, dict):
+        for key, value in ours.items():
+            assert_alike(value, theirs[key])
+    elif ours.dtype == object:
+        assert [one is None for one in ours] == [one is None for one in theirs]
+        assert all(np.abs(a - b.astype(int)).max() <= 1 for a, b in zip(ours, theirs, strict=True) if a is not None)
+    else:
+        assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+        assert np.abs(ours.astype(int) - theirs.astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("start", [None, 1])
+def test_many_at_once_are_each_the_environment_that_they_would_be_alone(make_many, tiny_world_path, mode, start):
+    """Gymnasium's own vector of single environments is the judge: starts, frames, ends, infos, in all modes.
+
+    The start contexts have different lengths, and a reset of some sets the episodes against each other.
+    """
+    kwargs = {"max_episode_steps": 5, "start": start}
+    ours = make_many(num_envs=3, autoreset_mode=mode, **kwargs)
+    theirs = gymnasium.make_vec(
+        "farworld/World-v0", num_envs=3, vectorization_mode="sync", vector_kwargs={"autoreset_mode": mode},
+        ckpt=tiny_world_path, **kwargs,
+    )  # fmt: skip
+    assert ours.metadata["autoreset_mode"] is theirs.metadata["autoreset_mode"] is mode
+    assert ours.observation_space == theirs.observation_space and ours.action_space == theirs.action_space
+    for one, other in zip(ours.reset(seed=4), theirs.reset(seed=4), strict=True):
+        assert_alike(one, other)
+    rng = np.random.default_rng(0)
+    ended = 0
+    for step in range(24):
+        actions = rng.integers(5, size=3)
+        for one, other in zip(results := ours.step(actions), theirs.step(actions), strict=True):
+            assert_alike(one, other)
+        truncated = results[3]
+        ended += truncated.sum()
+        mask = np.array([step == 2, False, step == 2])
+        if mode is AutoresetMode.DISABLED and truncated.any():
+            with pytest.raises(gymnasium.error.ResetNeeded, match="reset_mask"):
+                ours.step(actions)
+            mask = truncated
+        if mask.any():
+            pair = (envs.reset(seed=[7, None, None], options={"reset_mask": mask.copy()}) for envs in (ours, theirs))
+            for one, other in zip(*pair, strict=True):
+                assert_alike(one, other)
+    assert ended >= 9
+
+
+def test_frames_that_were_given_stay_as_they_are(make_many):
+    envs = make_many(num_envs=2, max_episode_steps=2, render_mode="rgb_array")
+    assert envs.metadata["render_fps"] == 20
+    frames = [envs.reset(seed=0)[0]]
+    kept = [frames[0].copy()]
+    for _ in range(5):
+        frames.append(envs.step(np.array([1, 2]))[0])
+        kept.append(frames[-1].copy())
+        assert np.array_equal(np.stack(envs.render()), frames[-1])
+        frames[-1][:] += 1
+    assert all(np.array_equal(one, other + (i > 0)) for i, (one, other) in enumerate(zip(frames, kept, strict=True)))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "complaint"),
+    [
+        ({"num_envs": 0}, "num_envs"),
+        ({"max_episode_steps": 0}, "max_episode_steps"),
+        ({"autoreset_mode": "Never"}, "Never"),
+        ({"start": 2}, "start"),
+        ({"render_mode": "human"}, "rgb_array"),
+    ],
+)
+def test_a_wrong_argument_of_many_is_an_error(make_many, kwargs, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        make_many(**{"num_envs": 2, **kwargs})
+
+
+def test_misuse_of_many_is_said_in_one_line(make_many):
+    envs = make_many(num_envs=2)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        envs.step(np.array([0, 0]))
+    some = np.array([True, False])
+    with pytest.raises(ValueError, match="first reset"):
+        envs.reset(options={"reset_mask": some})
+    envs.reset(seed=0)
+    for wrong in ([True, False], np.array([1, 0]), np.array([True])):
+        with pytest.raises(ValueError, match="reset_mask"):
+            envs.reset(options={"reset_mask": wrong})
+    with pytest.raises(ValueError, match="seed for each of 2"):
+        envs.reset(seed=[1, 2, 3])
+    for actions in (np.array([0, 5]), np.array([0.0, 1.0]), np.array([0, 0, 0])):
+        with pytest.raises(ValueError, match=r"\[0, 4\]|integers of shape"):
+            envs.step(actions)

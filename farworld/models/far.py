@@ -136,6 +136,7 @@ class Frames:
     action: Tensor  # (B, F), int64
     index: Sequence[int]  # of each, absolute in the stream; in a clip a range
     step_size: Tensor | None = None  # as timestep, flow time, see `FAR.forward`; context frames have none
+    rope: tuple[Tensor, Tensor] | None = None  # see `FAR.rope`; None follows from the index
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,14 +502,18 @@ class FAR(nn.Module):
         return torch.addcmul(shift, _norm(stream.tokens), 1 + scale)
 
     def _stream(self, frames: Frames, embedding: nn.Module, patch: int, modulate: Modulate) -> Stream:
-        config = self.config
-        rows, columns = config.latent_height // patch, config.latent_width // patch
-        rope = rope_table(
-            frames.index, rows, columns, patch // config.patch_size, config.head_size,
-            frame_scale=config.positions.frame_scale, device=frames.latents.device,
-        )  # fmt: skip
+        rope = frames.rope or self.rope(frames.index, patch, device=frames.latents.device)
         modulations = modulate(frames.timestep, frames.action, frames.step_size)
-        return Stream(embedding(patchify(frames.latents, patch)), modulations, rope)
+        tokens = patchify(frames.latents, patch).to(modulations[0].dtype)
+        return Stream(embedding(tokens), modulations, rope)
+
+    def rope(self, index: Sequence[int], patch: int, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """See `farworld.models.attention.rope_table`, of frames in patches of this size."""
+        config = self.config
+        return rope_table(
+            index, config.latent_height // patch, config.latent_width // patch, patch // config.patch_size,
+            config.head_size, frame_scale=config.positions.frame_scale, device=device,
+        )  # fmt: skip
 
 
 def context_mark(mark: float, noise_level: Level) -> Level:

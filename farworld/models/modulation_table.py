@@ -26,6 +26,7 @@ class ModulationTable:
         *,
         step_sizes: Sequence[float] | None = None,
         context_noise: float = 0.0,
+        dtype: torch.dtype = torch.float32,
     ) -> None:
         """Compute the table.
 
@@ -34,6 +35,7 @@ class ModulationTable:
             timesteps: of noisy frames, on the embedding's 0–1000 scale; the marks of context frames are added.
             step_sizes: flow time, one for each of `timesteps`, see `FAR.forward`.
             context_noise: flow time, of all context frames.
+            dtype: of the modulations.
         """
         device = transformer.timestep_embedding.frequencies.device
         self._num_actions = transformer.config.num_actions + 1
@@ -45,7 +47,8 @@ class ModulationTable:
         size = None
         if step_sizes is not None:
             size = torch.tensor([*(1.0 for _ in marks), *step_sizes], device=device)[:, None].expand(shape)
-        self._tables = tuple(table.flatten(0, 1) for table in transformer.modulations(timestep, action, size))
+        tables = transformer.modulations(timestep, action, size)
+        self._tables = tuple(table.flatten(0, 1).to(dtype) for table in tables)
 
     @classmethod
     def fits(cls, transformer: FAR, timesteps: Sequence[float]) -> bool:

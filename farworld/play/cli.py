@@ -34,6 +34,9 @@ SCRIPT_HELP = (
     "`#` begins a comment. After its end no key is held."
 )
 
+THREADS_HELP = (
+    "Threads that the model runs on, on a CPU; without it a quick measurement decides, unless OMP_NUM_THREADS is set."
+)
 RECORD_HELP = (
     "With --env: add every episode that you play to this dataset, as `farworld record` does; one that is there is "
     "extended. An episode ends with its environment, with R or Tab, and when you quit; Backspace discards it."
@@ -60,6 +63,7 @@ def play(
     guidance: Annotated[float | None, Parameter(help=GUIDANCE_HELP)] = None,
     layout: Annotated[Literal["sliding", "anchored"] | None, Parameter(help=LAYOUT_HELP)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where the model runs.")] = "auto",
+    threads: Annotated[int | None, Parameter(help=THREADS_HELP)] = None,
     size: Annotated[int, Parameter(help="Side of the picture in the window, in pixels.")] = 640,
     frames_per_second: Annotated[
         float | None, Parameter(help="Pace of the window; the world's own without it. What is written keeps the own.")
@@ -89,6 +93,7 @@ def play(
             "--guidance": guidance,
             "--layout": layout,
             "--device": None if device == "auto" else device,
+            "--threads": threads,
         },
         of_env={"--record": record, "--frame-size": frame_size, **dict.fromkeys(options.given, True)},
     )
@@ -102,11 +107,13 @@ def play(
         player: Player
         if ckpt is not None:
             from farworld.play.player import open_player
+            from farworld.threads import settle_threads
 
-            player = open_player(
+            player = world_player = open_player(
                 ckpt, seed=seed, start=start or 0, num_steps=steps, context_frames=context,
                 guidance_scale=1.0 if guidance is None else guidance, layout=layout, device=device,
             )  # fmt: skip
+            settle_threads(world_player.rollout, threads)
         else:
             from farworld.envs.player import open_env_player
 
