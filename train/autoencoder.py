@@ -304,6 +304,8 @@ def train_autoencoder(run: Run, data: Dataset, episodes: list[int], held_out: li
 
     @torch.no_grad()
     def sample(step: int) -> None:
+        if not ranks.is_first:
+            return
         generators = [step_generator(config, STAGE_KEY, 0, place) for place in range(PLACES_OF_SAMPLE)]
         frames = torch.from_numpy(random_frames(data, held_out, generators)).to(ranks.device)
         model = state.result.eval()

@@ -96,6 +96,9 @@ class TrainConfig:
     gradient_clip: float = 1.0  # norm
     accumulate: int = 1  # parts that a process goes through for one step, to fit its memory
     recompute: bool = False  # run blocks again in the backward pass: less memory, more time
+    fsdp: bool = False  # ranks share the world model's weights, gradients, moments and average; each has a part
+    compile: bool = False  # the world model's blocks; minutes to start, then less time and memory on a GPU
+    attention: str = "auto"  # of whole clips: sdpa with dense masks, flex (CUDA), or auto: flex where it runs
     precision: str = "auto"  # float32, bfloat16, or auto: bfloat16 where the hardware multiplies it natively
     held_out_fraction: float = 0.02  # episodes kept back for samples and the model card
     checkpoint_every: int = 200  # steps
@@ -115,6 +118,8 @@ class TrainConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
+        if self.attention not in ("auto", "sdpa", "flex"):
+            raise ValueError(f"attention must be auto, sdpa or flex, got {self.attention!r}")
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

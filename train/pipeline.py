@@ -16,7 +16,7 @@ from farworld.train.latents import cache_latents
 from farworld.train.ranks import Ranks
 from farworld.train.run import Run
 from farworld.train.world import STAGE as WORLD_STAGE
-from farworld.train.world import split_episodes, train_world
+from farworld.train.world import split_episodes, train_world, whole_average
 
 
 def open_run(
@@ -170,8 +170,10 @@ def run_stages(run: Run, data: Dataset, stage: str) -> dict:
         draw_samples(run, data, held_out, transformer, autoencoder, step)
 
     state = train_world(run, latents, data, train_episodes, sample)
+    transformer = whole_average(state)
     # What is not causal makes clips, in samples/, and nobody can play it.
     if not run.config.causal or not ranks.is_first:
         return {**result, f"{WORLD_STAGE}_steps": state.step}
-    scores = export_world(run, data, held_out, state, autoencoder, statistics)
+    assert transformer is not None
+    scores = export_world(run, data, held_out, transformer, state, autoencoder, statistics)
     return {**result, f"{WORLD_STAGE}_steps": state.step, "world": str(run.world), **scores}
