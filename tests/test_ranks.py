@@ -38,7 +38,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 def launch(data: Path, out: Path, *settings: str) -> dict:
     """Go on with a run in two processes; the first one's report."""
-    arguments = [*command(data, out, *STEPS, *settings, processes=2), "--resume"]
+    arguments = [*command(data, out, *settings, processes=2), "--resume"]
     done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1  # the first process alone reports
@@ -52,7 +52,7 @@ def test_two_processes_learn_what_one_learns(bars, tmp_path):  # noqa: F811
     train(tmp_path / "one", bars, *STEPS, stage="autoencoder")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     train(tmp_path / "one", bars, resume=True)
-    assert launch(bars, tmp_path / "two")["processes"] == 2
+    assert launch(bars, tmp_path / "two", *STEPS)["processes"] == 2
     np.testing.assert_allclose(curve(tmp_path / "two", "world"), curve(tmp_path / "one", "world"), rtol=1e-4)
     assert (tmp_path / "two" / "world" / "model.safetensors").is_file()
 
@@ -68,12 +68,12 @@ def test_two_processes_with_a_half_of_the_model_each_learn_what_one_learns_and_g
     With all that runs the model besides its training pass: own predictions, half steps of the average, recomputation,
     parts of a batch, a clip without coarse frames, samples.
     """
-    options = ["shortcut_steps=4", "bootstrap_ratio=0.3", "short_term_frames=6", "sample_every=2"]
+    options = [*STEPS, "shortcut_steps=4", "bootstrap_ratio=0.3", "short_term_frames=6", "sample_every=2"]
     one, two, back = (tmp_path / name for name in ("one", "two", "back"))
-    train(one, bars, *STEPS, *options, stage="autoencoder")
+    train(one, bars, *options, stage="autoencoder")
     shutil.copytree(one, two)
-    train(one, bars, resume=True)
-    assert launch(bars, two, "fsdp=True", "recompute=True", "accumulate=2")["world_steps"] == 6
+    train(one, bars, *options, resume=True)
+    assert launch(bars, two, *options, "fsdp=True", "recompute=True", "accumulate=2")["world_steps"] == 6
     np.testing.assert_allclose(curve(two, "world"), curve(one, "world"), rtol=1e-4)
     for step in (3, 6):
         expected, found = world_checkpoint(one, step), world_checkpoint(two, step)
@@ -84,8 +84,8 @@ def test_two_processes_with_a_half_of_the_model_each_learn_what_one_learns_and_g
     shutil.copytree(one, back)
     for run in (back, two):  # both stopped after step 3
         (run / "checkpoints" / "world-00000006.pt").unlink()
-    train(two, bars, "fsdp=True", resume=True)
-    launch(bars, back, "fsdp=True")
+    train(two, bars, *options, "fsdp=True", resume=True)
+    launch(bars, back, *options, "fsdp=True")
     for run in (back, two):
         np.testing.assert_allclose(curve(run, "world"), curve(one, "world"), rtol=1e-4)
 

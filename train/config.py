@@ -17,7 +17,7 @@ from farworld.train.lpips import SMALLEST as SMALLEST_FOR_LPIPS
 AT_LEAST_ONE = (
     "autoencoder_steps", "world_steps", "autoencoder_batch_size", "world_batch_size", "checkpoint_every",
     "sample_every", "log_every", "accumulate", "num_layers", "num_heads", "num_steps", "num_contexts", "start_frames",
-    "autoencoder_gan_width", "autoencoder_gan_layers",
+    "autoencoder_gan_width", "autoencoder_gan_layers", "fetched_megabytes",
 )  # fmt: skip
 # What the weights of each stage's checkpoints depend on.
 ARCHITECTURE = {
@@ -100,6 +100,7 @@ class TrainConfig:
     compile: bool = False  # the world model's blocks; minutes to start, then less time and memory on a GPU
     attention: str = "auto"  # of whole clips: sdpa with dense masks, flex (CUDA), or auto: flex where it runs
     precision: str = "auto"  # float32, bfloat16, or auto: bfloat16 where the hardware multiplies it natively
+    fetched_megabytes: int = 4096  # of a dataset elsewhere, kept on the disk for the autoencoder to draw frames from
     held_out_fraction: float = 0.02  # episodes kept back for samples and the model card
     checkpoint_every: int = 200  # steps
     sample_every: int = 500  # steps
@@ -118,6 +119,10 @@ class TrainConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ValueError(f"precision must be auto, float32 or bfloat16, got {self.precision!r}")
+        if self.compile and self.recompute:  # a block that runs again may take another of the compiled graphs
+            raise ValueError(
+                "recompute=True and compile=True exclude each other; set one of them, or fsdp or accumulate"
+            )
         if self.attention not in ("auto", "sdpa", "flex"):
             raise ValueError(f"attention must be auto, sdpa or flex, got {self.attention!r}")
         for name in AT_LEAST_ONE:

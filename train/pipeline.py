@@ -7,6 +7,7 @@ from typing import Any
 
 from farworld.checkpoint import World
 from farworld.dataset import Dataset
+from farworld.dataset.fetched import FetchedDataset
 from farworld.train.autoencoder import STAGE as AUTOENCODER_STAGE
 from farworld.train.autoencoder import STATISTICS, load_autoencoder, train_autoencoder
 from farworld.train.config import ARCHITECTURE, PRESETS, TrainConfig, override, preset
@@ -153,7 +154,10 @@ def run_stages(run: Run, data: Dataset, stage: str) -> dict:
     device, ranks = run.ranks.device, run.ranks
     result: dict = {"stage": stage, "device": str(device), "processes": ranks.count}
     if stage in ("autoencoder", "all"):
-        train_autoencoder(run, data, train_episodes, held_out)
+        shown = train_episodes
+        if isinstance(data, FetchedDataset):
+            shown = data.sample(train_episodes, run.config.fetched_megabytes << 20, run.config.seed)
+        train_autoencoder(run, data, shown, held_out)
         ranks.wait()
     autoencoder = load_autoencoder(run).to(device)
     statistics = run.load_checkpoint(STATISTICS)

@@ -49,6 +49,7 @@ class FlexClipAttention:
     ) -> None:
         layout = window, fine_frames, coarse_frames, fine_tokens, coarse_tokens, torch.device(device)
         self._fine, self._coarse = _pairs(*layout)
+        self._is_compiled = torch.device(device).type == "cuda"
         self._slopes = positions.head_slopes(num_heads).expand(num_heads).to(device) if positions.slope else None
 
     def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
@@ -62,7 +63,7 @@ class FlexClipAttention:
     def _attend(self, kernel: Callable[..., Tensor], qkv: QKV, pairs: _Pairs | None) -> Tensor:
         assert pairs is not None
         decay = None if self._slopes is None else _decay(self._slopes, pairs.query_frame, pairs.key_frame)
-        if qkv.q.device.type == "cuda":
+        if self._is_compiled:
             kernel = _compiled(kernel)
         return kernel(*qkv, decay, pairs.mask)
 

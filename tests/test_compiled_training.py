@@ -1,0 +1,118 @@
+"""Compiled blocks compute what uncompiled ones do, for clips of any length."""
+
+import copy
+import shutil
+
+import pytest
+import torch
+from test_far import randomise
+from test_train import SMALL, bars, draws, train  # noqa: F401 - a fixture
+
+from farworld.models.far import FAR
+from farworld.train.config import PRESETS, override
+from farworld.train.ranks import Ranks
+from farworld.train.world import clip_attention, flow_matching_loss, new_state
+
+CPU = torch.device("cpu")
+
+
+def small_model(*settings: str) -> FAR:
+    config = override(PRESETS["maze-xs"], [*SMALL, *settings])
+    model = FAR(config.far(3))
+    randomise(model)
+    return model
+
+
+def loss_and_gradients(model: FAR, length: int, own_context_ratio: float, *settings: str):
+    config = override(PRESETS["maze-xs"], [*SMALL, *settings])
+    generator = torch.Generator().manual_seed(length)
+    clean, actions = torch.randn(2, length, 8, 4, 4, generator=generator), torch.arange(2 * length).reshape(2, -1) % 3
+    model.zero_grad(set_to_none=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bfloat16"):
+        loss = flow_matching_loss(
+            model, model.config, clean, actions, config, draws(2), own_context_ratio=own_context_ratio
+        )
+    loss.backward()
+    return loss.detach(), {name: torch.zeros(()) if p.grad is None else p.grad for name, p in model.named_parameters()}
+
+
+def assert_equal(model: FAR, compiled: FAR, length: int, own_context_ratio: float, *settings: str, rtol: float = 1e-4):
+    expected, expected_gradients = loss_and_gradients(model, length, own_context_ratio, *settings)
+    found, gradients = loss_and_gradients(compiled, length, own_context_ratio, *settings)
+    torch.testing.assert_close(found, expected, rtol=rtol, atol=0)
+    for name, gradient in expected_gradients.items():
+        difference = (gradients[name] - gradient).abs().max()
+        assert difference <= rtol * gradient.abs().max() + 1e-6, (name, float(difference))
+
+
+@pytest.fixture
+def traced(monkeypatch) -> list:
+    """Graphs that were traced, and run as they are: machine code takes long to make."""
+    graphs: list = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    original = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **options: original(function, backend=backend, **options))
+    torch.compiler.reset()
+    yield graphs
+    torch.compiler.reset()
+
+
+def test_compiled_blocks_give_the_same_loss_and_gradients_for_clips_of_any_length(traced):
+    """All blocks and lengths share a few graphs: before and behind attention, with gradients or without."""
+    model = small_model("num_layers=3")
+    compiled = copy.deepcopy(model)
+    compiled.compile_blocks()
+    counts = []
+    for length in (12, 9, 7):
+        for own_context_ratio in (0.0, 1.0):
+            assert_equal(model, compiled, length, own_context_ratio)
+        counts.append(len(traced))
+    assert counts == [counts[0]] * 3 and counts[0] <= 10
+    assert list(compiled.state_dict()) == list(model.state_dict())
+
+
+def test_a_copy_of_a_compiled_model_runs_its_own_weights(traced):
+    model = small_model()
+    model.compile_blocks()
+    other = copy.deepcopy(model)
+    randomise(other, seed=1)
+    assert loss_and_gradients(other, 8, 0.0)[0] != loss_and_gradients(model, 8, 0.0)[0]
+
+
+def test_a_run_goes_on_compiled_and_uncompiled_from_the_same_checkpoint(bars, tmp_path, traced):  # noqa: F811
+    steps = ["autoencoder_steps=2", "world_steps=4", "checkpoint_every=2"]
+    plain, _ = train(tmp_path / "plain", bars, *steps)
+    shutil.copytree(plain.path, tmp_path / "compiled")
+    (tmp_path / "compiled" / "checkpoints" / "world-00000004.pt").unlink()
+    run, _ = train(tmp_path / "compiled", bars, *steps, "compile=True", resume=True)
+    assert traced
+    expected, found = plain.load_checkpoint("world"), run.load_checkpoint("world")
+    torch.testing.assert_close(found["model"], expected["model"], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="needs a C++ compiler")
+def test_blocks_that_are_compiled_to_machine_code_give_the_same_loss_and_gradients():
+    settings = ["num_layers=1", "context_patch_size=None"]
+    model = small_model(*settings)
+    compiled = copy.deepcopy(model)
+    compiled.compile_blocks()
+    assert_equal(model, compiled, 6, 0.0, *settings)
+
+
+def test_attention_is_chosen_once_by_device_and_setting():
+    config = override(PRESETS["maze-xs"], SMALL)
+    state = new_state(config, 3, Ranks(device=CPU))
+    assert state.model.clip_attention.__name__ == state.average.module.clip_attention.__name__ == "ClipAttention"
+    for name, device, expected in (("auto", "cuda", "FlexClipAttention"), ("sdpa", "cuda", "ClipAttention")):
+        assert clip_attention(override(config, [f"attention={name}"]), torch.device(device)).__name__ == expected
+    with pytest.raises(ValueError, match="attention=flex trains on CUDA only, not on cpu; leave it at auto"):
+        new_state(override(config, ["attention=flex"]), 3, Ranks(device=CPU))
+    with pytest.raises(ValueError, match="recompute=True and compile=True exclude each other"):
+        override(config, ["compile=True", "recompute=True"])
+    with pytest.raises(ValueError, match="attention must be auto, sdpa or flex"):
+        override(config, ["attention=flash"])
