@@ -1,7 +1,5 @@
 """FlexAttention over whole clips sees what the dense mask sees."""
 
-import functools
-
 import pytest
 import torch
 from test_far import randomise
@@ -21,13 +19,13 @@ def uncompiled(monkeypatch):
     monkeypatch.setattr(torch.nn.attention.flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
 
 
-def streams(layout: dict, *, dtype=torch.float32, device="cpu") -> list[QKV | None]:
+def streams(layout: dict) -> list[QKV | None]:
     generator = torch.Generator().manual_seed(0)
     counts = (
         len(layout["fine_frames"]) * layout["fine_tokens"],
         len(layout["coarse_frames"]) * layout["coarse_tokens"],
     )
-    drawn = [torch.randn(3, 2, HEADS, count, HEAD_SIZE, generator=generator).to(device, dtype) for count in counts]
+    drawn = [torch.randn(3, 2, HEADS, count, HEAD_SIZE, generator=generator) for count in counts]
     return [QKV(*xs) if xs.shape[3] else None for xs in drawn]
 
 
@@ -85,6 +83,7 @@ def test_block_masks_are_made_once_for_each_length_of_clips():
     assert flex_attention._pairs.cache_info().misses == 2
 
 
+@pytest.mark.slow
 def test_clips_of_new_lengths_soon_compile_nothing_new(monkeypatch):
     """As the kernels are compiled on a GPU, but traced only; what differs between clips is in tensors."""
     graphs = []

@@ -106,12 +106,15 @@ def estimate_world(
         _, saved = _run(model, config, most, clips, device)
         parameters = sum(parameter.numel() for parameter in model.parameters())
     runtime = CPU_RUNTIME_BYTES if device.type == "cpu" else 0
+    state_bytes = parameters * STATE_BYTES
+    if config.fsdp and processes > 1:  # and two blocks that have come together, one to compute and one ahead of it
+        state_bytes = state_bytes // processes + 2 * 4 * parameters // config.num_layers
     return Estimate(
         parameters=parameters,
         frames_per_clip=frames,
         tokens_per_clip=tokens,
         flops_per_step=flops,
-        memory_bytes=parameters * STATE_BYTES + saved + runtime,
+        memory_bytes=state_bytes + saved + runtime,
     )
 
 
