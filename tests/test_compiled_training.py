@@ -104,12 +104,15 @@ def test_blocks_are_compiled_if_the_config_says_so_and_those_of_the_average_are_
         assert list(state.state_dict()["model"]) == list(average.state_dict())
 
 
-def test_attention_is_chosen_once_by_device_and_setting():
+def test_attention_is_chosen_once_by_device_and_setting(monkeypatch):
     config = override(PRESETS["maze-xs"], SMALL)
     state = new_state(config, 3, Ranks(device=CPU))
     assert state.model.clip_attention.__name__ == state.average.module.clip_attention.__name__ == "ClipAttention"
-    for name, device, expected in (("auto", "cuda", "FlexClipAttention"), ("sdpa", "cuda", "ClipAttention")):
-        assert clip_attention(override(config, [f"attention={name}"]), torch.device(device)).__name__ == expected
+    cases = (True, "auto", "Flex"), (False, "auto", ""), (True, "sdpa", ""), (True, "flex", "Flex")
+    for has_triton, name, expected in cases:
+        monkeypatch.setattr("importlib.util.find_spec", lambda module, there=has_triton: module if there else None)
+        chosen = clip_attention(override(config, [f"attention={name}"]), torch.device("cuda"))
+        assert chosen.__name__ == f"{expected}ClipAttention"
     with pytest.raises(ValueError, match="attention=flex trains on CUDA only, not on cpu; leave it at auto"):
         new_state(override(config, ["attention=flex"]), 3, Ranks(device=CPU))
     with pytest.raises(ValueError, match="recompute=True and compile=True exclude each other"):

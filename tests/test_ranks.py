@@ -84,6 +84,8 @@ def test_two_processes_with_a_half_of_the_model_each_learn_what_one_learns_and_g
     shutil.copytree(one, back)
     for run in (back, two):  # both stopped after step 3
         (run / "checkpoints" / "world-00000006.pt").unlink()
+        log = run / "logs" / "world.jsonl"
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))
     train(two, bars, *options, "fsdp=True", resume=True)
     launch(bars, back, *options, "fsdp=True")
     for run in (back, two):

@@ -28,6 +28,7 @@ from farworld.train.run import Run, autocast, write_json
 
 ENCODE_BATCH = 32  # frames
 LATENTS_FILE, ACTIONS_FILE = "latents.f16", "actions.i64"
+FIRST_FRAME = -1  # in place of the action that produced a frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ class LatentDataset:
     Attributes:
         latents: (N, C, H, W), float16, episodes one after the other, memory-mapped.
         starts: (E + 1,), first frame of each episode in `latents`.
-        produced_by: (N,), int64, the action that produced each frame, memory-mapped; the null action for first frames.
+        produced_by: (N,), int64, the action that produced each frame; the null action for first frames.
     """
 
     latents: np.ndarray
@@ -66,21 +67,21 @@ def cache_latents(run: Run, autoencoder: Autoencoder, data: Dataset) -> LatentDa
     starts = np.concatenate([[0], np.cumsum([data.num_frames(i) for i in range(len(data))])]).astype(np.int64)
     shape = (int(starts[-1]), far.latent_channels, far.latent_height, far.latent_width)
     if run.ranks.is_first:
-        _fill(run, autoencoder.to(run.ranks.device), data, starts, shape, far.null_action)
+        _fill(run, autoencoder.to(run.ranks.device), data, starts, shape)
     run.ranks.wait()
-    latents, produced_by = _mapped(run, shape, "r")
+    latents, actions = _mapped(run, shape, "r")
+    produced_by = np.array(actions)
+    produced_by[starts[:-1]] = far.null_action
     return LatentDataset(latents, starts, produced_by)
 
 
 def _mapped(run: Run, shape: tuple[int, ...], mode: Literal["r", "r+"]) -> tuple[np.memmap, np.memmap]:
-    """The files of latents and of actions, which are there."""
+    """The files of latents, and of the action that produced each frame, FIRST_FRAME for first ones."""
     latents = np.memmap(run.latents / LATENTS_FILE, dtype=np.float16, mode=mode, shape=shape)
     return latents, np.memmap(run.latents / ACTIONS_FILE, dtype=np.int64, mode=mode, shape=shape[:1])
 
 
-def _fill(
-    run: Run, autoencoder: Autoencoder, data: Dataset, starts: np.ndarray, shape: tuple[int, ...], null_action: int
-) -> None:
+def _fill(run: Run, autoencoder: Autoencoder, data: Dataset, starts: np.ndarray, shape: tuple[int, ...]) -> None:
     """Encode into the files what is not in them yet; see `LatentDataset` for starts, and for the shape of latents."""
     key = _key(autoencoder, data)
     progress_file = run.latents / "progress.json"
@@ -102,7 +103,7 @@ def _fill(
                 frames, actions = stored.frames(), stored.array("actions")
             span = slice(starts[episode], starts[episode + 1])
             latents[span] = _encode(autoencoder, frames, run.config, run.ranks.device)
-            produced_by[span] = [null_action, *actions]
+            produced_by[span] = [FIRST_FRAME, *actions]
             frames_done += len(frames)
             advance(len(frames))
             if count % 20 == 0 or count == len(data):

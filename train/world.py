@@ -18,6 +18,7 @@ arXiv:2509.24527, Secs. 2 and 3.2.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -349,10 +350,11 @@ def clip_attention(config: TrainConfig, device: torch.device) -> Callable[..., A
     Raises:
         ValueError: FlexAttention is asked for where it has no gradients.
     """
-    if config.attention == "sdpa" or (config.attention == "auto" and device.type != "cuda"):
-        return ClipAttention
-    if device.type != "cuda":
+    if config.attention == "flex" and device.type != "cuda":
         raise ValueError(f"attention=flex trains on CUDA only, not on {device.type}; leave it at auto, or set sdpa")
+    runs = device.type == "cuda" and importlib.util.find_spec("triton") is not None  # which its kernels are written in
+    if config.attention == "sdpa" or (config.attention == "auto" and not runs):
+        return ClipAttention
     from farworld.models.flex_attention import FlexClipAttention
 
     return FlexClipAttention
