@@ -52,6 +52,14 @@ def test_parts_processes_and_recomputed_blocks_take_less_memory():
         assert less.memory_bytes < whole.memory_bytes - 2**20, settings
 
 
+def test_a_model_in_parts_takes_less_memory_of_each_process():
+    sizes = ["num_layers=12", "num_heads=8"]
+    for fsdp, processes, share in ((False, 4, 1), (True, 1, 1), (True, 4, 1 / 4)):
+        estimate = estimate_world(config(*sizes, f"fsdp={fsdp}"), 3, CPU, processes=processes)
+        state = estimate.memory_bytes - estimate_world(config("num_layers=1"), 3, CPU, processes=processes).memory_bytes
+        assert share - 0.1 < state / (20 * estimate.parameters) < share + 0.2
+
+
 def test_a_dry_run_says_what_it_takes_and_writes_nothing(bars, tmp_path, capfd):  # noqa: F811
     out = tmp_path / "run"
     arguments = ["train", "--data", str(bars), "--out", str(out), "--preset", "maze-xs", "--device", "cpu", "--dry-run"]

@@ -36,19 +36,28 @@ def command(data: Path, out: Path, *settings: str, processes: int = 1) -> list[s
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+def launch(data: Path, out: Path, *settings: str) -> dict:
+    """Go on with a run in two processes; the first one's report."""
+    arguments = [*command(data, out, *settings, processes=2), "--resume"]
+    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1  # the first process alone reports
+    return json.loads(done.stdout)
+
+
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns(bars, tmp_path):  # noqa: F811
     """Same data, same seed, same global batch: the same curve to rounding, and one world at the end."""
     train(tmp_path / "one", bars, *STEPS, stage="autoencoder")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     train(tmp_path / "one", bars, resume=True)
-    arguments = [*command(bars, tmp_path / "two", *STEPS, processes=2), "--resume"]
-    done = subprocess.run(arguments, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1  # the first process alone reports
-    assert json.loads(done.stdout)["processes"] == 2
+    assert launch(bars, tmp_path / "two", *STEPS)["processes"] == 2
     np.testing.assert_allclose(curve(tmp_path / "two", "world"), curve(tmp_path / "one", "world"), rtol=1e-4)
     assert (tmp_path / "two" / "world" / "model.safetensors").is_file()
+
+
+def world_checkpoint(run: Path, step: int) -> dict:
+    return torch.load(run / "checkpoints" / f"world-{step:08d}.pt")
 
 
 @pytest.mark.slow
@@ -71,8 +80,40 @@ def test_two_processes_train_autoencoder_and_discriminator_as_one_does(bars, tmp
 
 
 @pytest.mark.slow
-def test_a_killed_process_ends_the_job_with_an_error(bars, tmp_path):  # noqa: F811
-    settings = [*STEPS, "world_steps=100000", "autoencoder_steps=1"]
+def test_two_processes_with_a_half_of_the_model_each_learn_what_one_learns_and_go_on_from_one_another(bars, tmp_path):  # noqa: F811
+    """FSDP: the same curve, average and checkpoints, which one process reads, and those of one that two read.
+
+    With all that runs the model besides its training pass: own predictions, half steps of the average, recomputation,
+    parts of a batch, a clip without coarse frames, samples.
+    """
+    options = [*STEPS, "shortcut_steps=4", "bootstrap_ratio=0.3", "short_term_frames=6", "sample_every=2"]
+    one, two, back = (tmp_path / name for name in ("one", "two", "back"))
+    train(one, bars, *options, stage="autoencoder")
+    shutil.copytree(one, two)
+    train(one, bars, *options, resume=True)
+    assert launch(bars, two, *options, "fsdp=True", "recompute=True", "accumulate=2")["world_steps"] == 6
+    np.testing.assert_allclose(curve(two, "world"), curve(one, "world"), rtol=1e-4)
+    for step in (3, 6):
+        expected, found = world_checkpoint(one, step), world_checkpoint(two, step)
+        torch.testing.assert_close(found, expected | {"seconds": found["seconds"]}, rtol=1e-3, atol=2e-5)
+    assert (two / "samples" / "world-00000004.png").is_file()
+    assert (two / "world" / "model.safetensors").is_file()
+
+    shutil.copytree(one, back)
+    for run in (back, two):  # both stopped after step 3
+        (run / "checkpoints" / "world-00000006.pt").unlink()
+        log = run / "logs" / "world.jsonl"
+        log.write_text("".join(log.read_text().splitlines(keepends=True)[:3]))
+    train(two, bars, *options, "fsdp=True", resume=True)
+    launch(bars, back, *options, "fsdp=True")
+    for run in (back, two):
+        np.testing.assert_allclose(curve(run, "world"), curve(one, "world"), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [False, True])
+def test_a_killed_process_ends_the_job_with_an_error(bars, tmp_path, fsdp):  # noqa: F811
+    settings = [*STEPS, f"fsdp={fsdp}", "world_steps=100000", "autoencoder_steps=1"]
     process = subprocess.Popen(
         command(bars, tmp_path / "run", *settings, processes=2), env=ENVIRONMENT, text=True,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,

@@ -67,10 +67,12 @@ def bars(tmp_path_factory) -> Path:
     return path
 
 
-def train(out: Path, data: Path, *settings: str, resume: bool = False, stage: str = "all") -> tuple[Run, dict]:
+def train(
+    out: Path, data: Path, *settings: str, resume: bool = False, stage: str = "all", ranks: Ranks = ALONE
+) -> tuple[Run, dict]:
     dataset, settings = Dataset(data), [*SMALL, *settings]
     preset_name = None if resume else "maze-xs"
-    run = open_run(out, preset_name, settings, resume=resume, stage=stage, data=dataset, ranks=ALONE)
+    run = open_run(out, preset_name, settings, resume=resume, stage=stage, data=dataset, ranks=ranks)
     with contextlib.closing(run):
         return run, run_stages(run, dataset, stage)
 

@@ -314,7 +314,9 @@ def train_autoencoder(run: Run, data: Dataset, episodes: list[int], held_out: li
     state = begin(config, ranks)
 
     @torch.no_grad()
-    def sample(step: int) -> np.ndarray:
+    def sample(step: int) -> np.ndarray | None:
+        if not ranks.is_first:
+            return None
         generators = [step_generator(config, STAGE_KEY, 0, place) for place in range(PLACES_OF_SAMPLE)]
         frames = torch.from_numpy(random_frames(data, held_out, generators)).to(ranks.device)
         model = state.result.eval()

@@ -16,7 +16,7 @@ Stage = Literal["autoencoder", "latents", "world", "all"]
 
 def train(
     *,
-    data: Path,
+    data: str,
     out: Path,
     preset: str | None = None,
     init: str | None = None,
@@ -37,7 +37,9 @@ def train(
     Parameters
     ----------
     data
-        The dataset's directory, as `farworld record` makes it.
+        The dataset's directory, as `farworld record` makes it; or a packed one elsewhere, as hf://owner/name[@revision]
+        on the hub or the URL of its folder: all of it is encoded as it streams by, and a sample of its episodes is
+        kept in --out for the autoencoder (--set fetched_megabytes=4096).
     out
         The run's directory.
     preset
@@ -65,7 +67,7 @@ def train(
     """
     prepare_environment()
     from farworld.console import print_json, stdout_to_stderr
-    from farworld.dataset import Dataset
+    from farworld.dataset.fetched import open_dataset
     from farworld.train.pipeline import open_run, plan, run_stages
     from farworld.train.ranks import join_ranks
 
@@ -76,7 +78,7 @@ def train(
             raise ValueError(f"--steps must be at least 1, got {steps}")
         overrides += [f"autoencoder_steps={steps}", f"world_steps={steps}"]
     with stdout_to_stderr() if json else contextlib.nullcontext(), join_ranks(device) as ranks:
-        dataset = Dataset(data, skip_bad=skip_bad)
+        dataset = open_dataset(data, out / "episodes", skip_bad=skip_bad)
         choice = {"resume": resume, "data": dataset, "init": init, "ranks": ranks}
         if dry_run:
             report = plan(out, preset, overrides, **choice)

@@ -19,7 +19,7 @@ from farworld.world_model import LAYOUTS
 AT_LEAST_ONE = (
     "autoencoder_steps", "world_steps", "autoencoder_batch_size", "world_batch_size", "checkpoint_every",
     "sample_every", "log_every", "accumulate", "num_layers", "num_heads", "num_steps", "num_contexts", "start_frames",
-    "autoencoder_gan_width", "autoencoder_gan_layers", "frame_interval",
+    "autoencoder_gan_width", "autoencoder_gan_layers", "frame_interval", "fetched_megabytes",
 )  # fmt: skip
 # What the weights of each stage's checkpoints depend on.
 ARCHITECTURE = {
@@ -37,6 +37,7 @@ CAN_BE_NONE = ("context_patch_size", "shortcut_steps")
 CHOICES = {
     "condition": ("action", "label", "none"),
     "layout": LAYOUTS,
+    "attention": ("auto", "sdpa", "flex"),
     "clip_lengths": ("log-uniform", "uniform"),
     "precision": ("auto", "float32", "bfloat16"),
 }
@@ -114,7 +115,11 @@ class TrainConfig:
     gradient_clip: float = 1.0  # norm
     accumulate: int = 1  # parts that a process goes through for one step, to fit its memory
     recompute: bool = False  # run blocks again in the backward pass: less memory, more time
+    fsdp: bool = False  # ranks share the world model's weights, gradients, moments and average; each has a part
+    compile: bool = False  # the world model's blocks; minutes to start, then less time and memory on a GPU
+    attention: str = "auto"  # of whole clips: sdpa with dense masks, flex (CUDA), or auto: flex where it runs
     precision: str = "auto"  # float32, bfloat16, or auto: bfloat16 where the hardware multiplies it natively
+    fetched_megabytes: int = 4096  # of a dataset elsewhere, kept on the disk for the autoencoder to draw frames from
     held_out_fraction: float = 0.02  # episodes kept back for samples and the model card
     checkpoint_every: int = 200  # steps
     sample_every: int = 500  # steps
@@ -135,6 +140,10 @@ class TrainConfig:
             if getattr(self, name) not in choices:
                 known = f"{', '.join(choices[:-1])} or {choices[-1]}"
                 raise ValueError(f"{name} must be {known}, got {getattr(self, name)!r}")
+        if self.compile and self.recompute:  # a block that runs again may take another of the compiled graphs
+            raise ValueError(
+                "recompute=True and compile=True exclude each other; set one of them, or fsdp or accumulate"
+            )
         for name in AT_LEAST_ONE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

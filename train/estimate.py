@@ -110,13 +110,16 @@ def estimate_world(
         sum(parameter.numel() for parameter in module.parameters()) for module in (model, autoencoder)
     )
     runtime = CPU_RUNTIME_BYTES if device.type == "cpu" else 0
+    state_bytes = parameters * STATE_BYTES
+    if config.fsdp and processes > 1:  # and two blocks that have come together, one to compute and one ahead of it
+        state_bytes = state_bytes // processes + 2 * 4 * parameters // config.num_layers
     return Estimate(
         parameters=parameters,
         autoencoder_parameters=autoencoder_parameters,
         frames_per_clip=sum(share * kind.length for share, kind in kinds),
         tokens_per_clip=sum(share * _tokens(model, config, kind.length) for share, kind in kinds),
         flops_per_step=sum(share * counts[kind][0] * config.accumulate for share, kind in kinds),
-        memory_bytes=parameters * STATE_BYTES + counts[most][1] + runtime,
+        memory_bytes=state_bytes + counts[most][1] + runtime,
     )
 
 

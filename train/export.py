@@ -117,16 +117,19 @@ def _dream(world: WorldModel, start: np.ndarray, actions: np.ndarray) -> np.ndar
 
 
 def export_world(
-    run: Run, data: Dataset, held_out: list[int], state: TrainState, autoencoder: Autoencoder, autoencoder_state: dict
+    run: Run,
+    data: Dataset,
+    held_out: list[int],
+    transformer: FAR,
+    state: TrainState,
+    autoencoder: Autoencoder,
+    autoencoder_state: dict,
 ) -> dict:
     """Write `world/` with averaged weights, start contexts and a model card.
 
     Returns:
         One-step scores on held-out episodes; see `farworld.train.evaluate.one_step`.
     """
-    assert state.average is not None
-    transformer = state.average.module
-    assert isinstance(transformer, FAR)
     device = next(transformer.parameters()).device
     training = {
         "farworld": importlib.metadata.version("farworld") if _installed() else "checkout",

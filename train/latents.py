@@ -1,12 +1,19 @@
-"""Stage 2: encode every episode once into a memory-mapped file of latents."""
+"""Stage 2: encode every episode once into a memory-mapped file of latents.
+
+Episodes of a dataset that lies elsewhere pass through memory, one by one; on the disk are only their latents.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,11 +21,14 @@ from torch import Tensor
 
 from farworld.console import progress_bar
 from farworld.dataset import Dataset
+from farworld.dataset.format import StoredEpisode
 from farworld.models.autoencoder import Autoencoder
 from farworld.train.config import TrainConfig
 from farworld.train.run import Run, autocast, write_json
 
 ENCODE_BATCH = 32  # frames
+LATENTS_FILE, ACTIONS_FILE = "latents.f16", "actions.i64"
+FIRST_FRAME = -1  # in place of the action that produced a frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,53 +71,75 @@ def cache_latents(run: Run, autoencoder: Autoencoder, data: Dataset) -> LatentDa
 
     The cache belongs to one autoencoder and one list of episodes; with others it is made anew.
     """
-    config, device = run.config, run.ranks.device
+    config = run.config
     far = config.far(len(data.spec.action_vocabulary))
-    counts = [data.num_frames(i) for i in range(len(data))]
-    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    starts = np.concatenate([[0], np.cumsum([data.num_frames(i) for i in range(len(data))])]).astype(np.int64)
     # With flip all mirror images follow.
     num_frames, copies = int(starts[-1]), 2 if config.flip else 1
     shape = (copies * num_frames, far.latent_channels, far.latent_height, far.latent_width)
-    file = run.latents / "latents.f16"
     if run.ranks.is_first:
-        _fill(run, file, autoencoder.to(device), data, starts, shape)
+        _fill(run, autoencoder.to(run.ranks.device), data, starts, shape)
     run.ranks.wait()
-    latents = np.memmap(file, dtype=np.float16, mode="r", shape=shape)
-    produced_by = np.full(num_frames, far.null_action, dtype=np.int64)
-    for episode in range(len(data)):
-        first, stop = starts[episode], starts[episode + 1]
-        if config.condition == "action":
-            produced_by[first + 1 : stop] = data.actions(episode)
-        elif config.condition == "label":
-            produced_by[first:stop] = data.actions(episode)[0]
+    latents, actions = _mapped(run, shape, num_frames, "r")
+    produced_by = np.array(actions)
+    firsts = starts[:-1]
+    if config.condition == "label":
+        several = firsts[np.diff(starts) > 1]
+        produced_by[several] = produced_by[several + 1]
+    produced_by[produced_by == FIRST_FRAME] = far.null_action
+    if config.condition == "none":
+        produced_by[:] = far.null_action
     return LatentDataset(latents[:num_frames], starts, produced_by, latents[num_frames:] if config.flip else None)
 
 
-def _fill(
-    run: Run, file: Path, autoencoder: Autoencoder, data: Dataset, starts: np.ndarray, shape: tuple[int, ...]
-) -> None:
-    """Encode into the file what is not in it yet; see `LatentDataset` for starts, and for the file's shape."""
-    key = _key(autoencoder, data, np.diff(starts).tolist())
+def _mapped(run: Run, shape: tuple[int, ...], num_frames: int, mode: Literal["r", "r+"]) -> tuple[np.memmap, np.memmap]:
+    """The files of latents, and of the action that produced each frame, FIRST_FRAME for first ones."""
+    latents = np.memmap(run.latents / LATENTS_FILE, dtype=np.float16, mode=mode, shape=shape)
+    return latents, np.memmap(run.latents / ACTIONS_FILE, dtype=np.int64, mode=mode, shape=(num_frames,))
+
+
+def _fill(run: Run, autoencoder: Autoencoder, data: Dataset, starts: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Encode into the files what is not in them yet; see `LatentDataset` for starts, and for the shape of latents."""
+    key = _key(autoencoder, data)
     progress_file = run.latents / "progress.json"
-    done = _episodes_done(progress_file, key)
+    done, frames_done = _done(progress_file, key)
+    num_frames = int(starts[-1])
+    sizes = {run.latents / LATENTS_FILE: 2 * int(np.prod(shape)), run.latents / ACTIONS_FILE: 8 * num_frames}
+    if done and any(not file.is_file() or file.stat().st_size != size for file, size in sizes.items()):
+        done = frames_done = 0
     if done == 0:
         progress_file.unlink(missing_ok=True)  # what it says about the old content is no longer so
-    if not file.is_file() or file.stat().st_size != 2 * int(np.prod(shape)):
-        done = 0
-        _allocate(file, 2 * int(np.prod(shape)))
-    latents = np.memmap(file, dtype=np.float16, mode="r+", shape=shape)
-    with progress_bar("latents    ", float(starts[-1]), unit="frames", completed=float(starts[done])) as advance:
-        for episode in range(done, len(data)):
+        for file, size in sizes.items():
+            _allocate(file, size)
+    latents, produced_by = _mapped(run, shape, num_frames, "r+")
+    with (
+        progress_bar("latents    ", float(num_frames), unit="frames", completed=frames_done) as advance,
+        contextlib.closing(_read_ahead(data.stream(done))) as episodes,
+    ):
+        for count, (episode, stored) in enumerate(episodes, done + 1):
+            with data.naming(episode):
+                frames, actions = stored.frames(), stored.array("actions")
             span = slice(starts[episode], starts[episode + 1])
-            frames = data.frames(episode)
             latents[span] = _encode(autoencoder, frames, run.config, run.ranks.device)
             if run.config.flip:
-                mirrored = slice(span.start + starts[-1], span.stop + starts[-1])
+                mirrored = slice(span.start + num_frames, span.stop + num_frames)
                 latents[mirrored] = _encode(autoencoder, frames[:, :, ::-1].copy(), run.config, run.ranks.device)
-            advance(int(span.stop - span.start))
-            if episode % 20 == 19 or episode == len(data) - 1:
+            produced_by[span] = [FIRST_FRAME, *actions]
+            frames_done += len(frames)
+            advance(len(frames))
+            if count % 20 == 0 or count == len(data):
                 latents.flush()
-                write_json(progress_file, {"key": key, "episodes": episode + 1})
+                produced_by.flush()
+                write_json(progress_file, {"key": key, "episodes": count, "frames": frames_done})
+
+
+def _read_ahead(episodes: Iterator[tuple[int, StoredEpisode]]) -> Generator[tuple[int, StoredEpisode]]:
+    """The same episodes, each fetched while the one before is encoded."""
+    with ThreadPoolExecutor(1, thread_name_prefix="reader") as pool:
+        coming = pool.submit(next, episodes, None)
+        while (found := coming.result()) is not None:
+            coming = pool.submit(next, episodes, None)
+            yield found
 
 
 @torch.no_grad()
@@ -119,21 +151,18 @@ def _encode(model: Autoencoder, frames: np.ndarray, config: TrainConfig, device:
     return torch.cat(batches).to(torch.float16).cpu().numpy()
 
 
-def _key(autoencoder: Autoencoder, data: Dataset, counts: list[int]) -> str:
+def _key(autoencoder: Autoencoder, data: Dataset) -> str:
     """Names the weights and the episodes that a cache was made from."""
-    digest = hashlib.sha256(json.dumps([data.episodes, counts]).encode())
-    for episode in range(len(data)):
-        digest.update(data.actions(episode).tobytes())
+    digest = hashlib.sha256(data.fingerprint.encode())
     for tensor in autoencoder.state_dict().values():
         digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _episodes_done(path: Path, key: str) -> int:
-    if not path.is_file():
-        return 0
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    return int(stored["episodes"]) if stored["key"] == key else 0
+def _done(path: Path, key: str) -> tuple[int, int]:
+    """Episodes and frames that are encoded already."""
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return (stored["episodes"], stored.get("frames", 0)) if stored.get("key") == key else (0, 0)
 
 
 def _allocate(path: Path, size: int) -> None:

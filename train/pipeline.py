@@ -9,6 +9,7 @@ import numpy as np
 
 from farworld.checkpoint import World
 from farworld.dataset import Dataset
+from farworld.dataset.fetched import FetchedDataset
 from farworld.train.autoencoder import STAGE as AUTOENCODER_STAGE
 from farworld.train.autoencoder import STATISTICS, load_autoencoder, train_autoencoder
 from farworld.train.config import ARCHITECTURE, PRESETS, TrainConfig, override, preset
@@ -19,7 +20,7 @@ from farworld.train.ranks import Ranks
 from farworld.train.run import Run
 from farworld.train.view import RunView
 from farworld.train.world import STAGE as WORLD_STAGE
-from farworld.train.world import split_episodes, train_world
+from farworld.train.world import split_episodes, train_world, whole_average
 
 
 def open_run(
@@ -164,7 +165,10 @@ def run_stages(run: Run, data: Dataset, stage: str) -> dict:
     device, ranks = run.ranks.device, run.ranks
     result: dict = {"stage": stage, "device": str(device), "processes": ranks.count}
     if stage in ("autoencoder", "all"):
-        train_autoencoder(run, data, train_episodes, held_out)
+        shown = train_episodes
+        if isinstance(data, FetchedDataset):
+            shown = data.sample(train_episodes, run.config.fetched_megabytes << 20, run.config.seed)
+        train_autoencoder(run, data, shown, held_out)
         ranks.wait()
     view = RunView(data, run.config)
     autoencoder = load_autoencoder(run).to(device)
@@ -182,8 +186,10 @@ def run_stages(run: Run, data: Dataset, stage: str) -> dict:
         return draw_samples(run, view, held_out, transformer, autoencoder, step)
 
     state = train_world(run, latents, view, train_episodes, sample)
+    transformer = whole_average(state)
     # What is not causal makes clips, in samples/, and nobody can play it.
     if not run.config.causal or not ranks.is_first:
         return {**result, f"{WORLD_STAGE}_steps": state.step}
-    scores = export_world(run, view, held_out, state, autoencoder, statistics)
+    assert transformer is not None
+    scores = export_world(run, view, held_out, transformer, state, autoencoder, statistics)
     return {**result, f"{WORLD_STAGE}_steps": state.step, "world": str(run.world), **scores}

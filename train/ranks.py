@@ -2,6 +2,7 @@
 
     torchrun --nproc-per-node 8 -m farworld train --data DIR --preset maze-s --out RUN
 
+Each has the whole model, or with --set fsdp=True a part of the world model (`farworld.train.sharding`).
 All ranks walk through the stages together. The first one writes: checkpoints, logs, latents, the world.
 """
 

@@ -28,6 +28,7 @@ from typing import IO, Any, Protocol
 import numpy as np
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from farworld.console import progress_bar
@@ -35,6 +36,7 @@ from farworld.lock import lock_folder
 from farworld.train.config import TrainConfig, from_json, to_json
 from farworld.train.log import open_log
 from farworld.train.ranks import Ranks, averaged_gradients
+from farworld.train.sharding import own_part, own_parts, whole
 
 CONFIG_FILE = "run.json"  # not config.json, which is a world's
 COMMANDS_FILE = "commands.txt"  # one line for each sitting
@@ -116,7 +118,8 @@ class Run:
         """The newest readable checkpoint of a stage; a damaged one is passed over with a warning."""
         for path in self.checkpoint_files(stage):
             try:
-                return torch.load(path, map_location="cpu", weights_only=True)
+                # Many ranks read the same: mapped, it is in memory once.
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=self.ranks.count > 1)
             except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
                 reason = str(error).splitlines()[0] if str(error) else type(error).__name__
                 warnings.warn(f"{path} is damaged ({reason}); going back to the one before", stacklevel=2)
@@ -143,22 +146,27 @@ class TrainState:
     metrics: dict[str, torch.Tensor] = field(default_factory=dict)  # scalars of the last step, for the log
 
     def state_dict(self) -> dict:
-        """Everything that a resumed run needs."""
+        """Everything that a resumed run needs; of a sharded model all ranks ask for it, and the first one gets it."""
         return {
             "step": self.step,
             "seconds": self.seconds,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict() if self.average else {},
+            "model": whole(self.model.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
+            "average": whole(self.average.state_dict()) if self.average else {},
         }
 
     def load_state_dict(self, state: dict) -> None:
         """The inverse of state_dict."""
         self.step, self.seconds = state["step"], state["seconds"]
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.model.load_state_dict(own_parts(state["model"], self.model.state_dict()))
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        moments = {
+            index: {name: own_part(tensor, parameters[index]) for name, tensor in values.items()}
+            for index, values in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
         if self.average:
-            self.average.load_state_dict(state["average"])
+            self.average.load_state_dict(own_parts(state["average"], self.average.state_dict()))
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
@@ -286,7 +294,8 @@ def fit(
         total_steps: steps in all, those of earlier sittings included.
         items_per_step: items of a step, all ranks together.
         frames_per_step: frames that one step looks at, for the rate that is shown.
-        sample: draws samples of a step into the run's folder; their picture is logged.
+        sample: called on all ranks; the first one draws samples of a step into the run's folder, and their picture is
+            logged.
 
     Raises:
         ValueError: the loss is not finite; the last checkpoint is intact, and `failed_step.json` names the items.
@@ -324,12 +333,13 @@ def fit(
                 log.figures(state.step, figures | {name: float(value) for name, value in state.metrics.items()})
             if state.step % config.checkpoint_every == 0 or finished or report.interrupted:
                 state.seconds = time.perf_counter() - began
+                current = state.state_dict()
                 if ranks.is_first:
-                    run.save_checkpoint(stage, state.state_dict())
+                    run.save_checkpoint(stage, current)
             if report.interrupted:
                 raise KeyboardInterrupt
             if state.step % config.sample_every == 0 or finished:
-                if ranks.is_first and (picture := sample(state.step)) is not None:
+                if (picture := sample(state.step)) is not None:
                     log.picture(state.step, picture)
                 ranks.wait()
                 state.model.train()
@@ -394,7 +404,7 @@ def train_step(
             part_loss = objective.loss(part) / len(drawn)
             part_loss.backward()
         loss += float(part_loss.detach())
-    norm = float(nn.utils.clip_grad_norm_(state.model.parameters(), run.config.gradient_clip))
+    norm = clip_gradients(state.model, run.config.gradient_clip)
     total, stops = run.ranks.sum([loss, float(held())])
     mean = total / run.ranks.count
     if not (math.isfinite(mean) and math.isfinite(norm)):
@@ -410,6 +420,15 @@ def train_step(
         state.average.update_parameters(state.model)
     state.step += 1
     return StepReport(mean, norm, waited, stops > 0)
+
+
+def clip_gradients(model: nn.Module, largest_norm: float) -> float:
+    """Shorten a model's gradient, as one vector over all parameters and ranks, to a norm; the one that it had."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    nn.utils.clip_grads_with_norm_(parameters, largest_norm, norm)
+    return float(norm)
 
 
 def _bar(

@@ -21,6 +21,7 @@ arXiv:2509.24527, Secs. 2 and 3.2.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,16 +30,19 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from farworld.dataset import Dataset
 from farworld.models import flow
+from farworld.models.attention import Attend, ClipAttention
 from farworld.models.far import CLEAN_LONG_TERM, CLEAN_SHORT_TERM, FAR, TIMESTEP_SCALE, FARConfig, context_mark
 from farworld.train.config import TrainConfig
 from farworld.train.initial import initial_weights
 from farworld.train.latents import LatentDataset
 from farworld.train.ranks import Ranks, to_device
-from farworld.train.run import Draws, Run, TrainState, autocast, fit, moving_average, step_generator
+from farworld.train.run import Draws, Run, TrainState, autocast, fit, moving_average, step_generator, uses_bfloat16
+from farworld.train.sharding import is_sharded, shard, whole
 
 STAGE = "world"
 STAGE_KEY = 2  # see step_generator
@@ -211,8 +215,12 @@ def flow_matching_loss(
     if config.context_noise_max:
         inputs = noise_context(inputs, config.context_noise_max, draws)
     target = flow.velocity_target(truth, noise)
+    teacher = teacher or model
     if len(bootstrapped):
-        target[chosen] = two_half_steps(teacher or model, inputs.select(chosen))
+        target[chosen] = two_half_steps(teacher, inputs.select(chosen))
+    elif finest is not None and is_sharded(teacher):  # another rank may have some, and runs it only together with us
+        first = torch.zeros(1, dtype=torch.int64, device=device)
+        two_half_steps(teacher, dataclasses.replace(inputs, step_size=torch.ones_like(timestep)).select(first))
     return velocity_loss(inputs.velocity(model), target, is_clean)
 
 
@@ -339,10 +347,50 @@ def new_state(
     model = FAR(config.far(num_actions))
     if given is not None:
         model.load_state_dict(given)
-    model = model.to(ranks.device)
     model.recompute = config.recompute
+    model.clip_attention = clip_attention(config, ranks.device)
+    in_parts = config.fsdp and ranks.count > 1
+    if not in_parts:
+        model = model.to(ranks.device)
     average = moving_average(model, config.ema_decay)
-    return TrainState(model, ranks.replicate(model), optimizer_of(model, config), average)
+    if in_parts:
+        for each in (model, average.module):
+            assert isinstance(each, FAR)
+            shard(each, ranks, torch.bfloat16 if uses_bfloat16(config, ranks.device) else torch.float32)
+    if config.compile:
+        model.compile_blocks()
+    return TrainState(model, model if in_parts else ranks.replicate(model), optimizer_of(model, config), average)
+
+
+def clip_attention(config: TrainConfig, device: torch.device) -> Callable[..., Attend]:
+    """How a model in training attends, as the config has it.
+
+    Raises:
+        ValueError: FlexAttention is asked for where it has no gradients.
+    """
+    if config.attention == "flex" and device.type != "cuda":
+        raise ValueError(f"attention=flex trains on CUDA only, not on {device.type}; leave it at auto, or set sdpa")
+    runs = device.type == "cuda" and importlib.util.find_spec("triton") is not None  # which its kernels are written in
+    if config.attention == "sdpa" or (config.attention == "auto" and not runs):
+        return ClipAttention
+    from farworld.models.flex_attention import FlexClipAttention
+
+    return FlexClipAttention
+
+
+def whole_average(state: TrainState) -> FAR | None:
+    """The averaged model, whole; of a sharded one all ranks ask for it, and only the first one gets it."""
+    assert state.average is not None
+    average = state.average.module
+    assert isinstance(average, FAR)
+    if not is_sharded(average):
+        return average
+    weights, device = whole(average.state_dict()), average.timestep_embedding.frequencies.device
+    if dist.get_rank() != 0:
+        return None
+    model = FAR(average.config)
+    model.load_state_dict(weights)
+    return model.to(device).requires_grad_(False)
 
 
 class WorldObjective:
@@ -415,23 +463,26 @@ def train_world(run: Run, latents: LatentDataset, data: Dataset, episodes: list[
         latents: of all episodes of `data`.
         data: for its vocabulary.
         episodes: those to train on.
-        sample: called at the config's cadence.
+        sample: called on the first rank, at the config's cadence.
 
     Returns:
         The final state.
     """
     config, vocabulary = run.config, data.spec.action_vocabulary
     state = new_state(config, len(vocabulary), run.ranks, initial_weights(run))
-    average = state.average
-    assert average is not None
     longest = (max(latents.num_frames(episode) for episode in episodes) - 1) // config.frame_interval + 1
     noop = vocabulary.noop if config.condition == "action" else None
+
+    def draw(step: int) -> np.ndarray | None:
+        model = whole_average(state)
+        return sample(model, step) if model is not None and run.ranks.is_first else None
+
     kinds = partial(kind_of_step, config=config, longest_episode=longest)
     fit(
         run, STAGE, state, WorldObjective(state, config, latents, episodes, noop, kinds),
         total_steps=config.world_steps, items_per_step=config.world_batch_size,
         frames_per_step=config.world_batch_size * config.fine_frames,
-        sample=lambda step: sample(average.module, step),
+        sample=draw,
     )  # fmt: skip
     return state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -143,43 +144,54 @@ class Dataset:
 
     def num_frames(self, i: int) -> int:
         """Frames of the i-th episode; it has one action fewer."""
-        return self._stored[i].num_frames
+        return self.stored(i).num_frames
 
     def path(self, i: int) -> Path:
         """The file of the i-th episode."""
-        return _path(self._stored[i])
+        return _path(self.stored(i))
 
     def number(self, i: int) -> int:
         """The number of the i-th episode: 12 for episode-000012."""
-        return self._stored[i].number
+        return self.stored(i).number
 
     def source(self, i: int) -> str:
         """Where the i-th episode came from; see `Episode`."""
-        return self._stored[i].header["source"]
+        return self.stored(i).header["source"]
 
     def policy(self, i: int) -> str:
         """What chose the actions of the i-th episode; empty if nobody said."""
-        return self._stored[i].policy
+        return self.stored(i).policy
 
     def seed(self, i: int) -> int:
         """What the environment of the i-th episode was reset with."""
-        return self._stored[i].header["seed"]
+        return self.stored(i).header["seed"]
 
     def terminated(self, i: int) -> bool:
         """Whether the environment ended the i-th episode."""
-        return self._stored[i].header["terminated"]
+        return self.stored(i).header["terminated"]
 
     def truncated(self, i: int) -> bool:
         """Whether the i-th episode was cut for another reason."""
-        return self._stored[i].header["truncated"]
+        return self.stored(i).header["truncated"]
 
     def stored(self, i: int) -> StoredEpisode:
         """Where the i-th episode lies."""
         return self._stored[i]
 
+    def stream(self, first: int = 0) -> Iterator[tuple[int, StoredEpisode]]:
+        """Every episode with its place, in the order that is read fastest; without the `first` ones of this order."""
+        for i in range(first, len(self)):
+            yield i, self.stored(i)
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what the dataset holds: equal for copies only."""
+        digests = [stored.digest for stored in self._stored]
+        return hashlib.sha256(json.dumps([self.episodes, digests]).encode()).hexdigest()
+
     def num_bytes(self, i: int) -> int:
         """Bytes that the i-th episode takes up."""
-        return self._stored[i].stop - self._stored[i].start
+        return self.stored(i).stop - self.stored(i).start
 
     def frames(self, i: int, start: int = 0, stop: int | None = None) -> np.ndarray:
         """(stop - start, H, W, 3), uint8: frames of the i-th episode; only what is needed is decoded.
@@ -188,31 +200,31 @@ class Dataset:
             ValueError: a range outside the episode, or damaged data.
         """
         with self.naming(i):
-            return self._stored[i].frames(start, stop)
+            return self.stored(i).frames(start, stop)
 
     def actions(self, i: int) -> np.ndarray:
         """(T,), int64: the actions of the i-th episode."""
         with self.naming(i):
-            return self._stored[i].array("actions")
+            return self.stored(i).array("actions")
 
     def rewards(self, i: int) -> np.ndarray:
         """(T,), float32: the rewards of the i-th episode."""
         with self.naming(i):
-            return self._stored[i].array("rewards")
+            return self.stored(i).array("rewards")
 
     def env_actions(self, i: int) -> dict[str, np.ndarray]:
         """The environment's own actions in the i-th episode, (T, ...) each; see `Episode`."""
         with self.naming(i):
-            return self._stored[i].env_actions()
+            return self.stored(i).env_actions()
 
     def episode(self, i: int) -> Episode:
         """The whole i-th episode."""
         with self.naming(i):
-            return self._stored[i].episode()
+            return self.stored(i).episode()
 
     def verify(self, i: int) -> None:
         """Read the i-th episode in full; ValueError if anything differs from what was written."""
-        self._stored[i].verify(self.spec)
+        self.stored(i).verify(self.spec)
 
     @contextlib.contextmanager
     def naming(self, i: int) -> Iterator[None]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from farworld.dataset.episode import DatasetSpec
-from farworld.dataset.format import StoredEpisode, open_episode
+from farworld.dataset.format import DamageError, StoredEpisode, open_episode
 from farworld.dataset.hub import parse_repository
 from farworld.dataset.reader import DATASET_FILE
 from farworld.dataset.shards import INDEX_FILE, Shard, parse_index
@@ -92,8 +92,11 @@ class RemoteDataset:
         for packed in sorted(shard.episodes, key=lambda packed: packed.start):
             if numbers is None or packed.number in numbers:
                 data = reader.read(packed.start, packed.size)
-                stored = open_episode(data, self.spec, number=packed.number)
-                stored.check(self.spec)
+                try:
+                    stored = open_episode(data, self.spec, number=packed.number)
+                    stored.check(self.spec)
+                except DamageError as error:
+                    raise DamageError(f"{self._address(shard.file)}: {error}") from error
                 yield stored
         reader.close()
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,9 @@ class Positions:
         return self.slope * 2.0 ** (-8 * torch.arange(1, num_heads + 1) / num_heads)
 
 
-def visible(query_frame: Tensor, key_frame: Tensor, key_is_fine: Tensor, *, window: int, first_fine: int) -> Tensor:
+def visible(
+    query_frame: Tensor, key_frame: Tensor, key_is_fine: Tensor, *, window: int | Tensor, first_fine: int | Tensor
+) -> Tensor:
     """What a fine token sees: recent frames by their fine tokens, all earlier ones by their coarse tokens.
 
     A fine query of frame s sees fine keys of frames start … s and coarse keys of frames before start, with
@@ -66,16 +68,16 @@ def visible(query_frame: Tensor, key_frame: Tensor, key_is_fine: Tensor, *, wind
     keys never change. Key frames below 0 are empty cache slots.
 
     Args:
-        query_frame: (Q,), int64, frame of each query.
-        key_frame: (S,), int64, frame of each key.
-        key_is_fine: (S,), bool.
+        query_frame: (Q,), frame of each query; or the frame of one.
+        key_frame: (S,), frame of each key; or the frame of one.
+        key_is_fine: (S,), bool; or whether that one is.
         window: fine frames that a query sees, its own included.
         first_fine: the first frame that has fine tokens.
 
     Returns:
-        (Q, S), bool.
+        (Q, S), bool; of one query and one key a scalar.
     """
-    query = query_frame[:, None]
+    query = _column(query_frame)
     start = (query - window + 1).clamp(min=first_fine)
     fine = (key_frame >= start) & (key_frame <= query)
     coarse = (key_frame < start) & (key_frame >= 0)
@@ -83,8 +85,12 @@ def visible(query_frame: Tensor, key_frame: Tensor, key_is_fine: Tensor, *, wind
 
 
 def visible_coarse(query_frame: Tensor, key_frame: Tensor) -> Tensor:
-    """What a coarse token sees: coarse tokens of its own and earlier frames; (Q, S), bool."""
-    return (key_frame <= query_frame[:, None]) & (key_frame >= 0)
+    """What a coarse token sees: coarse tokens of its own and earlier frames; see `visible`."""
+    return (key_frame <= _column(query_frame)) & (key_frame >= 0)
+
+
+def _column(x: Tensor) -> Tensor:
+    return x[:, None] if x.ndim else x
 
 
 def attention_mask(
@@ -110,8 +116,7 @@ def attention_mask(
     return decay.masked_fill(~seen, -torch.inf).to(dtype)[None]
 
 
-@dataclass(frozen=True, slots=True)
-class QKV:
+class QKV(NamedTuple):
     """Queries, keys and values of one stream, each (B, A, N, K), queries and keys rotated."""
 
     q: Tensor
@@ -162,9 +167,6 @@ class ClipAttention:
         first_fine = fine_frames.start
         group_frames = max(1, window // 2)  # larger groups waste work on masked pairs, smaller ones on calls
 
-        def frames_of(frames: range, tokens: int) -> Tensor:
-            return torch.arange(frames.start, frames.stop).repeat_interleave(tokens)
-
         def mask_of(seen: Tensor, query_frame: Tensor, key_frame: Tensor) -> Tensor:
             return attention_mask(seen, query_frame, key_frame, positions, num_heads, dtype).to(device)
 
@@ -204,6 +206,11 @@ class ClipAttention:
 def full_attention(layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
     """Attention of every frame to every frame, as in Video-DiT; see `Attend`."""
     return F.scaled_dot_product_attention(fine.q, fine.k, fine.v), None
+
+
+def frames_of(frames: range, tokens: int) -> Tensor:
+    """The frame of each token, int64, if each of the frames has so many."""
+    return torch.arange(frames.start, frames.stop).repeat_interleave(tokens)
 
 
 def _span(frames: range, first: int, tokens: int) -> slice:

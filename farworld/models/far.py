@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import functools
 import math
+import types
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -139,32 +140,16 @@ class Frames:
     rope: tuple[Tensor, Tensor] | None = None  # see `FAR.rope`; None follows from the index
 
 
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """The fine or the coarse tokens of some frames, on their way through the blocks."""
+class Stream(NamedTuple):  # and no dataclass: FSDP looks for tensors in tuples
+    """The fine or the coarse tokens of some frames, as they enter a block."""
 
     tokens: Tensor  # (B, F, P, D)
-    modulations: Modulations  # of its frames
+    modulation: Tensor  # (B, F, 6 D), the block's, of its frames
     rope: tuple[Tensor, Tensor]  # of all F · P tokens, see rope_table
 
     def last(self, frames: int) -> Stream:
         """The last frames; the positions stay those of all, which only attention reads."""
-        modulations = tuple(modulation[:, -frames:] for modulation in self.modulations)
-        return Stream(self.tokens[:, -frames:], modulations, self.rope)
-
-    def normed(self, layer: int, half: int) -> Tensor:
-        """What a half of a block reads: tokens normed, shifted and scaled, (B, F, P, D)."""
-        shift, scale, _ = self._parts(layer, half)
-        return torch.addcmul(shift, _norm(self.tokens), 1 + scale)
-
-    def moved(self, layer: int, half: int, by: Tensor) -> Stream:
-        """The stream with what that half makes of it added through its gate."""
-        *_, gate = self._parts(layer, half)
-        return Stream(torch.addcmul(self.tokens, gate, by), self.modulations, self.rope)
-
-    def _parts(self, layer: int, half: int) -> tuple[Tensor, ...]:
-        """Shift, scale and gate of half a block, each (B, F, 1, D)."""
-        return self.modulations[layer].unsqueeze(2).chunk(6, dim=-1)[3 * half : 3 * half + 3]
+        return Stream(self.tokens[:, -frames:], self.modulation[:, -frames:], self.rope)
 
 
 class TimestepEmbedding(nn.Module):
@@ -248,25 +233,50 @@ class Block(nn.Module):
 
     def forward(
         self, fine: Stream, coarse: Stream | None, attend: Attend, num_outputs: int | None = None
-    ) -> tuple[Stream, Stream | None]:
-        """Both streams one block further; with num_outputs, of the fine one only that many frames, the last ones."""
-        fine_qkv = self.fine_attention.project(fine.normed(self.layer, ATTENTION), fine.rope)
+    ) -> tuple[Tensor, Tensor | None]:
+        """The tokens of both streams behind this block.
+
+        With num_outputs, of the fine ones only those of that many frames, the last ones.
+        """
+        fine_qkv = self.project(self.fine_attention, fine)
         if num_outputs is not None:  # the other frames are only seen
             fine = fine.last(num_outputs)
             fine_qkv = QKV(fine_qkv.q[:, :, -num_outputs * fine.tokens.shape[2] :], fine_qkv.k, fine_qkv.v)
         if coarse is None:
             fine_out, _ = attend(self.layer, fine_qkv, None)
-        else:
-            coarse_qkv = self.coarse_attention.project(coarse.normed(self.layer, ATTENTION), coarse.rope)
-            fine_out, coarse_out = attend(self.layer, fine_qkv, coarse_qkv)
-            if coarse_out is not None and self.coarse_goes_on:
-                merged = self.coarse_attention.merge(coarse_out, coarse.tokens)
-                coarse = self._feed_forward(coarse.moved(self.layer, ATTENTION, merged))
-        merged = self.fine_attention.merge(fine_out, fine.tokens)
-        return self._feed_forward(fine.moved(self.layer, ATTENTION, merged)), coarse
+            return self.finish(self.fine_attention, fine, fine_out), None
+        coarse_tokens, coarse_qkv = coarse.tokens, self.project(self.coarse_attention, coarse)
+        fine_out, coarse_out = attend(self.layer, fine_qkv, coarse_qkv)
+        if coarse_out is not None and self.coarse_goes_on:
+            coarse_tokens = self.finish(self.coarse_attention, coarse, coarse_out)
+        return self.finish(self.fine_attention, fine, fine_out), coarse_tokens
 
-    def _feed_forward(self, stream: Stream) -> Stream:
-        return stream.moved(self.layer, MLP, self.mlp(stream.normed(self.layer, MLP)))
+    def project(self, attention: StreamAttention, stream: Stream) -> QKV:
+        """What is before attention: one stream's tokens, normed, shifted and scaled, to queries, keys and values."""
+        return attention.project(_normed(stream.tokens, stream.modulation, ATTENTION), stream.rope)
+
+    def finish(self, attention: StreamAttention, stream: Stream, attended: Tensor) -> Tensor:
+        """What is behind attention: the stream's tokens with attention's output, (B, A, N, K), then the MLP's."""
+        tokens, modulation, _ = stream
+        tokens = _added(tokens, modulation, ATTENTION, attention.merge(attended, tokens))
+        return _added(tokens, modulation, MLP, self.mlp(_normed(tokens, modulation, MLP)))
+
+
+def _parts(modulation: Tensor, half: int) -> tuple[Tensor, ...]:
+    """Shift, scale and gate of half a block, each (B, F, 1, D)."""
+    return modulation.unsqueeze(2).chunk(6, dim=-1)[3 * half : 3 * half + 3]
+
+
+def _normed(tokens: Tensor, modulation: Tensor, half: int) -> Tensor:
+    """What a half of a block reads: tokens normed, shifted and scaled, (B, F, P, D)."""
+    shift, scale, _ = _parts(modulation, half)
+    return torch.addcmul(shift, _norm(tokens), 1 + scale)
+
+
+def _added(tokens: Tensor, modulation: Tensor, half: int, change: Tensor) -> Tensor:
+    """Tokens with what that half of a block makes of them added through its gate."""
+    *_, gate = _parts(modulation, half)
+    return torch.addcmul(tokens, gate, change)
 
 
 def _norm(x: Tensor) -> Tensor:
@@ -319,7 +329,9 @@ class FAR(nn.Module):
     def __init__(self, config: FARConfig) -> None:
         super().__init__()
         self.config = config
-        self.recompute = False  # trade time for memory: blocks run again in the backward pass; set by who trains
+        # Set by who trains.
+        self.recompute = False  # trade time for memory: blocks run again in the backward pass
+        self.clip_attention: Callable[..., Attend] = ClipAttention  # or FlexClipAttention
         width, channels = config.width, config.latent_channels
         self.fine_embedding = nn.Linear(channels * config.patch_size**2, width)
         if config.context_patch_size:
@@ -355,6 +367,16 @@ class FAR(nn.Module):
                 nn.init.zeros_(parameter)
         if self.copy_head is not None:
             nn.init.constant_(self.copy_head.bias, COPY_BIAS)
+
+    def compile_blocks(self) -> None:
+        """Compile all of the blocks but attention itself, once for all blocks and clip lengths; names stay as they are.
+
+        What runs takes a while to start, and then less time and memory. A copy that is made later is compiled as well.
+        """
+        for name in ("project", "finish"):
+            compiled = torch.compile(getattr(Block, name), dynamic=True)
+            for block in self.blocks:
+                setattr(block, name, types.MethodType(compiled, block))
 
     def forward(
         self,
@@ -416,10 +438,10 @@ class FAR(nn.Module):
             before = torch.cat([oldest, noisy[:, :-1]], dim=1)
         return self.run(fine, coarse, attend, before=before)
 
-    def _clip_attention(self, latents: Tensor, fine: range, coarse: range) -> ClipAttention:
+    def _clip_attention(self, latents: Tensor, fine: range, coarse: range) -> Attend:
         config, device = self.config, latents.device
         is_mixed = torch.is_autocast_enabled(device.type)
-        return ClipAttention(
+        return self.clip_attention(
             window=config.window,
             fine_frames=fine,
             coarse_frames=coarse,
@@ -456,24 +478,29 @@ class FAR(nn.Module):
             As `forward`.
         """
         config, modulate = self.config, modulate or self.modulations
-        fine_stream = self._stream(fine, self.fine_embedding, config.patch_size, modulate)
-        coarse_stream = None
+        tokens, modulations, rope = self._embed(fine, self.fine_embedding, config.patch_size, modulate)
+        coarse_tokens = None
         if coarse is not None and config.context_patch_size:
-            coarse_stream = self._stream(coarse, self.coarse_embedding, config.context_patch_size, modulate)
-        for block in self.blocks:
+            coarse_tokens, coarse_modulations, coarse_rope = self._embed(
+                coarse, self.coarse_embedding, config.context_patch_size, modulate
+            )
+        for layer, block in enumerate(self.blocks):
             outputs = num_outputs if block is self.blocks[-1] else None
             run_block: Callable = block
             if self.recompute and torch.is_grad_enabled():
                 run_block = functools.partial(checkpoint, block, use_reentrant=False)
-            fine_stream, coarse_stream = run_block(fine_stream, coarse_stream, attend, outputs)
-        tokens = self._final(fine_stream)
+            coarse_stream = None
+            if coarse_tokens is not None:
+                coarse_stream = Stream(coarse_tokens, coarse_modulations[layer], coarse_rope)
+            tokens, coarse_tokens = run_block(Stream(tokens, modulations[layer], rope), coarse_stream, attend, outputs)
+        tokens = _final(tokens, modulations[-1])
         velocity = _unpatchify(self.velocity_head(tokens), config, config.patch_size)
         if self.copy_head is not None and before is not None:
             gate = _stretched(_unpatchify(self.copy_head(tokens), config, config.patch_size).float().sigmoid())
             shortest = min(COPY_TIMESTEP_MIN, 1 / (config.shortcut_steps or 1))
             velocity = _mix_in_copy(velocity.float(), gate, fine, before, shortest)
-        if coarse_stream is not None and self.coarse_head is not None and config.context_patch_size:
-            coarse_velocity = self.coarse_head(self._final(coarse_stream))
+        if coarse_tokens is not None and self.coarse_head is not None and config.context_patch_size:
+            coarse_velocity = self.coarse_head(_final(coarse_tokens, coarse_modulations[-1]))
             velocity = torch.cat([_unpatchify(coarse_velocity, config, config.context_patch_size), velocity], dim=1)
         return velocity
 
@@ -496,16 +523,13 @@ class FAR(nn.Module):
         level = (-torch.log2(step_size)).round().long()
         return F.embedding(level, rows) * (timestep >= 0)[..., None]
 
-    def _final(self, stream: Stream) -> Tensor:
-        """The stream's tokens, normed and modulated for the heads."""
-        scale, shift = stream.modulations[-1].unsqueeze(2).chunk(2, dim=-1)
-        return torch.addcmul(shift, _norm(stream.tokens), 1 + scale)
-
-    def _stream(self, frames: Frames, embedding: nn.Module, patch: int, modulate: Modulate) -> Stream:
+    def _embed(
+        self, frames: Frames, embedding: nn.Module, patch: int, modulate: Modulate
+    ) -> tuple[Tensor, Modulations, tuple[Tensor, Tensor]]:
+        """Tokens, modulations and positions of some frames; see `Stream`."""
         rope = frames.rope or self.rope(frames.index, patch, device=frames.latents.device)
         modulations = modulate(frames.timestep, frames.action, frames.step_size)
-        tokens = patchify(frames.latents, patch).to(modulations[0].dtype)
-        return Stream(embedding(tokens), modulations, rope)
+        return embedding(patchify(frames.latents, patch).to(modulations[0].dtype)), modulations, rope
 
     def rope(self, index: Sequence[int], patch: int, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """See `farworld.models.attention.rope_table`, of frames in patches of this size."""
@@ -514,6 +538,12 @@ class FAR(nn.Module):
             index, config.latent_height // patch, config.latent_width // patch, patch // config.patch_size,
             config.head_size, frame_scale=config.positions.frame_scale, device=device,
         )  # fmt: skip
+
+
+def _final(tokens: Tensor, modulation: Tensor) -> Tensor:
+    """Tokens (B, N, P, D), normed and modulated for the heads; modulation (B, F, 2 D), of which the last N count."""
+    scale, shift = modulation[:, -tokens.shape[1] :].unsqueeze(2).chunk(2, dim=-1)
+    return torch.addcmul(shift, _norm(tokens), 1 + scale)
 
 
 def context_mark(mark: float, noise_level: Level) -> Level:
