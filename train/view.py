@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 
 from farworld.actions import NO_ACTIONS
 from farworld.dataset import Dataset
+from farworld.dataset.format import StoredEpisode
 from farworld.train.config import TrainConfig
 
 
@@ -29,6 +31,21 @@ class RunView(Dataset):
             frames_per_second=data.spec.frames_per_second / config.frame_interval,
             action_vocabulary=data.spec.action_vocabulary if self._has_actions else NO_ACTIONS,
         )
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def path(self, i: int) -> Path:
+        """Where the i-th episode is."""
+        return self._data.path(i)
+
+    def number(self, i: int) -> int:
+        """The number of the i-th episode."""
+        return self._data.number(i)
+
+    def stored(self, i: int) -> StoredEpisode:
+        """The i-th episode as it is stored, all frames and actions."""
+        return self._data.stored(i)
 
     def num_frames(self, i: int) -> int:
         """Frames of the i-th episode that are shown."""
