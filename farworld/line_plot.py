@@ -6,7 +6,7 @@ Colours follow the page's: text and axes are drawn in `currentColor`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 COLOURS = ("#2f6fb7", "#d9822b", "#3a9d5d", "#b8433f", "#7d5fb2", "#8a6d4f", "#cf5f9f", "#5f6b76")
@@ -16,7 +16,7 @@ TICKS = 6  # about
 
 
 def line_plot(
-    lines: Mapping[str, Sequence[tuple[float, float | None]]],
+    lines: Mapping[str, Sequence[Sequence[float | None]]],
     *,
     title: str = "",
     x_label: str = "",
@@ -46,9 +46,9 @@ def line_plot(
     Raises:
         ValueError: x not above 0 on a logarithmic axis.
     """
-    points = {name: [(x, y) for x, y in line if _finite(x)] for name, line in lines.items()}
-    xs = [x for line in points.values() for x, y in line if _finite(y)]
-    ys = [y for line in points.values() for _, y in line if y is not None and _finite(y)]
+    points = {name: [(x, _finite(y)) for x, y in line if x is not None] for name, line in lines.items()}
+    xs = [x for line in points.values() for x, y in line if y is not None]
+    ys = [y for line in points.values() for _, y in line if y is not None]
     if log_x and any(x <= 0 for x in xs):
         raise ValueError("a logarithmic axis begins above 0")
     x_low, x_high, x_ticks = _axis(xs, log=log_x)
@@ -76,9 +76,7 @@ def line_plot(
         parts.append(f'<text x="{left - 6}" y="{down(y) + 4:.1f}" text-anchor="end">{_number(y)}</text>')
     for x in x_ticks:
         parts.append(f'<path d="M{across(x):.1f} {top}V{top + plot_height}" {grid}/>')
-        parts.append(
-            f'<text x="{across(x):.1f}" y="{top + plot_height + 16}" text-anchor="middle">{_number(x)}</text>'
-        )
+        parts.append(f'<text x="{across(x):.1f}" y="{top + plot_height + 16}" text-anchor="middle">{_number(x)}</text>')
     parts.append(f'<path d="M{left} {top}V{top + plot_height}H{left + plot_width}" fill="none" stroke="currentColor"/>')
     middle = top + plot_height / 2
     if x_label:
@@ -89,34 +87,36 @@ def line_plot(
         parts.append(
             f'<text transform="translate(14 {middle:.1f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
         )
-    for number, (name, line) in enumerate(points.items()):
-        colour = COLOURS[number % len(COLOURS)]
+    for index, (name, line) in enumerate(points.items()):
+        colour = COLOURS[index % len(COLOURS)]
         if path := _path(line, across, down):
             parts.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         beside = list((labels or {}).get(name, []))
         for i, (x, y) in enumerate(line):
-            if y is None or not _finite(y) or not (marks or len(line) == 1):
+            if y is None or not (marks or len(line) == 1):
                 continue
             parts.append(f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="3.5" fill="{colour}"/>')
             if i < len(beside):
                 parts.append(f'<text x="{across(x) + 6:.1f}" y="{down(y) - 6:.1f}">{escape(beside[i])}</text>')
-        row = height + LEGEND_LINE * number + 8
+        row = height + LEGEND_LINE * index + 8
         parts.append(f'<path d="M{left} {row - 4}h18" stroke="{colour}" stroke-width="3"/>')
         parts.append(f'<text x="{left + 24}" y="{row}">{escape(name)}</text>')
     return "".join([*parts, "</svg>"])
 
 
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
 
 
-def _path(line, across, down) -> str:
+def _path(
+    line: Sequence[tuple[float, float | None]], across: Callable[[float], float], down: Callable[[float], float]
+) -> str:
     """The line's segments; a single point between two gaps has none."""
     words, drawing = [], False
     for x, y in line:
-        if _finite(y):
+        if y is not None:
             words.append(f"{'L' if drawing else 'M'}{across(x):.1f} {down(y):.1f}")
-        drawing = _finite(y)
+        drawing = y is not None
     return "".join(words)
 
 

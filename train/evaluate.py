@@ -19,10 +19,10 @@ def psnr(predicted: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of frames (N, H, W, 3), uint8, in dB, (N,)."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    values = [
-        peak_signal_noise_ratio(a.float(), b.float(), data_range=255.0) for a, b in zip(predicted, truth, strict=True)
-    ]
-    return torch.stack(values).clamp(max=MAX_PSNR)
+    values = peak_signal_noise_ratio(
+        predicted.float(), truth.float(), data_range=255.0, reduction="none", dim=(1, 2, 3)
+    )
+    return values.clamp(max=MAX_PSNR)
 
 
 def ssim(predicted: Tensor, truth: Tensor) -> Tensor:

@@ -35,10 +35,10 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
             f"{other.shape}; use more videos"
         )
     means = [features.mean(axis=0) for features in (one, other)]
-    roots = []
+    roots: list[np.ndarray] = []
     for features, mean in zip((one, other), means, strict=True):
         root = (features - mean) / np.sqrt(len(features) - 1)
-        roots.append(np.linalg.qr(root, mode="r") if len(root) > root.shape[1] else root)
+        roots.append(np.asarray(np.linalg.qr(root, mode="r")) if len(root) > root.shape[1] else root)
     spread = sum(float(np.square(root).sum()) for root in roots)
     overlap = float(np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum())
     return max(0.0, float(np.square(means[0] - means[1]).sum()) + spread - 2 * overlap)

@@ -1,0 +1,159 @@
+"""Results of evaluations as one page that needs nothing else: tables, plots and videos inside the file.
+
+A result, whatever exam it is of, is a dict ready for JSON: `name`; `summary`, a number by metric; `series`, numbers by
+name, drawn as lines (names that end alike, as in `teco.psnr` and `far.psnr`, in one plot); `table`, rows by column;
+`notes`, sentences; and `plots`, if it has any of its own: the arguments of `farworld.line_plot.line_plot`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from farworld.line_plot import line_plot
+from farworld.video import encode_mp4
+
+DATA_BEGINS = '<script type="application/json" id="farworld-results">'
+DATA_ENDS = "</script>"
+SHOWN_HEIGHT = 192  # pixels that small videos are enlarged to, at least
+VIDEO_FPS = 8.0
+STYLE = """
+:root { color-scheme: light dark; --line: #8884; --soft: #8881; }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
+h2 { margin-top: 2.5rem; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
+th, td { padding: .2rem .7rem; border-bottom: 1px solid var(--line); text-align: right; }
+th:first-child, td:first-child, td.text { text-align: left; }
+th { background: var(--soft); }
+code { background: var(--soft); padding: .1rem .3rem; overflow-wrap: anywhere; }
+.row { display: flex; flex-wrap: wrap; gap: 1rem; }
+figure { margin: 0; }
+video { image-rendering: pixelated; max-width: 100%; }
+.wide { overflow-x: auto; }
+svg { max-width: 100%; height: auto; }
+"""
+
+
+def write_report(
+    path: Path,
+    title: str,
+    facts: Mapping[str, Any],
+    results: Sequence[Mapping[str, Any]],
+    videos: Mapping[str, np.ndarray] | None = None,
+) -> None:
+    """Write the page.
+
+    Args:
+        path: the file.
+        title: of the page.
+        facts: what the results depend on, the command among them; ready for JSON.
+        results: see the module.
+        videos: (F, H, W, 3), uint8, by name.
+    """
+    parts = [
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><h1>{escape(title)}</h1>",
+        _facts(facts),
+        *(_section(result) for result in results),
+    ]
+    if videos:
+        parts.append("<h2>Videos</h2><p>From left to right: truth, dream, and their difference (grey is none).</p>")
+        parts.append(f'<div class="row">{"".join(_video(name, frames) for name, frames in videos.items())}</div>')
+    # In a script element only its own end has to be kept from ending it.
+    data = json.dumps({**facts, "results": list(results)}).replace("</", "<\\/")
+    parts.append(f"{DATA_BEGINS}{data}{DATA_ENDS}</body></html>\n")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(parts), encoding="utf-8")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The facts and results of a report, or of what `farworld eval --json` printed.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is neither.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no results at {path}; make some with `farworld eval … --report {path}` or --json")
+    text = path.read_text(encoding="utf-8", errors="replace")
+    _, begins, rest = text.partition(DATA_BEGINS)
+    lines = [rest.partition(DATA_ENDS)[0]] if begins else text.splitlines()[-1:]
+    try:
+        values = json.loads(lines[0])
+        if isinstance(values, dict) and isinstance(values["results"], list):
+            return values
+    except (IndexError, KeyError, ValueError):
+        pass
+    raise ValueError(f"{path} holds no results; expected a page of `farworld eval --report`, or what --json prints")
+
+
+def as_text(value: Any) -> str:
+    """A value as tables show it."""
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return str(value)
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    rows = []
+    for name, value in facts.items():
+        text = ", ".join(map(as_text, value)) if isinstance(value, (list, tuple)) else as_text(value)
+        shown = f"<code>{escape(text)}</code>" if name == "command" else escape(text)
+        rows.append(f'<tr><td>{escape(name)}</td><td class="text">{shown}</td></tr>')
+    return f"<table>{''.join(rows)}</table>"
+
+
+def _section(result: Mapping[str, Any]) -> str:
+    parts = [f"<h2>{escape(result['name'])}</h2>"]
+    parts += [f"<p>{escape(note)}</p>" for note in result.get("notes", [])]
+    rows = list(result.get("table", []))
+    if rows:
+        parts.append(_table(rows))
+    else:
+        parts.append(_table([{"": name, "value": value} for name, value in result.get("summary", {}).items()]))
+    plots = [line_plot(**plot) for plot in result.get("plots", [])] or _series_plots(result.get("series", {}))
+    parts.append(f'<div class="row">{"".join(f"<figure>{plot}</figure>" for plot in plots)}</div>')
+    return "\n".join(parts)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Columns in the order in which the rows bring them."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    head = "".join(f"<th>{escape(column)}</th>" for column in columns)
+    body = []
+    for row in rows:
+        cells = (
+            f'<td class="text">{escape(value)}</td>' if isinstance(value, str) else f"<td>{as_text(value)}</td>"
+            for value in (row.get(column) for column in columns)
+        )
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>'
+
+
+def _series_plots(series: Mapping[str, Sequence[float | None]]) -> list[str]:
+    groups: dict[str, dict[str, list]] = {}
+    for name, values in series.items():
+        first, _, metric = name.rpartition(".")
+        groups.setdefault(metric, {})[first or name] = list(enumerate(values, start=1))
+    return [line_plot(lines, title=metric, x_label="frame", y_label=metric) for metric, lines in groups.items()]
+
+
+def _video(name: str, frames: np.ndarray) -> str:
+    height, width = frames.shape[1:3]
+    # Enlarged in the file, too: codecs halve the resolution of colours. Even sides are what H.264 takes.
+    scale = max(1, round(SHOWN_HEIGHT / height))
+    frames = np.pad(frames, ((0, 0), (0, height * scale % 2), (0, width * scale % 2), (0, 0)), mode="edge")
+    content = base64.b64encode(encode_mp4(np.ascontiguousarray(frames), VIDEO_FPS, scale=scale)).decode()
+    return (
+        f"<figure><video controls loop muted autoplay playsinline "
+        f'src="data:video/mp4;base64,{content}"></video><figcaption>{escape(name)}</figcaption></figure>'
+    )
