@@ -51,8 +51,8 @@ def line_plot(
     ys = [y for line in points.values() for _, y in line if y is not None]
     if log_x and any(x <= 0 for x in xs):
         raise ValueError("a logarithmic axis begins above 0")
-    x_low, x_high, x_ticks = _axis(xs, log=log_x)
-    y_low, y_high, y_ticks = _axis(ys, log=False)
+    x_low, x_high, x_ticks = _log_axis(xs) if log_x else _axis(xs)
+    y_low, y_high, y_ticks = _axis(ys, whole_steps=True)
     top, right, bottom, left = MARGIN
     plot_width, plot_height = width - left - right, height - top - bottom
 
@@ -71,12 +71,13 @@ def line_plot(
         f'<text x="{left}" y="20" font-size="14" font-weight="bold">{escape(title)}</text>' if title else "",
     ]
     grid = 'stroke="currentColor" stroke-opacity="0.15"'
-    for y in y_ticks:
-        parts.append(f'<path d="M{left} {down(y):.1f}H{left + plot_width}" {grid}/>')
-        parts.append(f'<text x="{left - 6}" y="{down(y) + 4:.1f}" text-anchor="end">{_number(y)}</text>')
-    for x in x_ticks:
-        parts.append(f'<path d="M{across(x):.1f} {top}V{top + plot_height}" {grid}/>')
-        parts.append(f'<text x="{across(x):.1f}" y="{top + plot_height + 16}" text-anchor="middle">{_number(x)}</text>')
+    for tick in y_ticks:
+        parts.append(f'<path d="M{left} {down(tick):.1f}H{left + plot_width}" {grid}/>')
+        parts.append(f'<text x="{left - 6}" y="{down(tick) + 4:.1f}" text-anchor="end">{_number(tick)}</text>')
+    for tick in x_ticks:
+        x, below = across(tick), top + plot_height + 16
+        parts.append(f'<path d="M{x:.1f} {top}V{top + plot_height}" {grid}/>')
+        parts.append(f'<text x="{x:.1f}" y="{below}" text-anchor="middle">{_number(tick)}</text>')
     parts.append(f'<path d="M{left} {top}V{top + plot_height}H{left + plot_width}" fill="none" stroke="currentColor"/>')
     middle = top + plot_height / 2
     if x_label:
@@ -120,20 +121,26 @@ def _path(
     return "".join(words)
 
 
-def _axis(values: Sequence[float], *, log: bool) -> tuple[float, float, list[float]]:
-    """Where an axis begins and ends, and its ticks."""
-    low, high = (min(values), max(values)) if values else (1.0, 2.0)
-    if log:
-        steps = [base * 10.0**power for power in range(-9, 10) for base in (1, 2, 5)]
-        low, high = (low / 1.2, high * 1.2) if high > low else (low / 2, high * 2)
-        return low, high, [step for step in steps if low <= step <= high]
+def _axis(values: Sequence[float], *, whole_steps: bool = False) -> tuple[float, float, list[float]]:
+    """Where an axis begins and ends, at ticks or at the outermost values, and its ticks."""
+    low, high = (min(values), max(values)) if values else (0.0, 1.0)
     if high == low:
         low, high = low - (abs(low) * 0.1 or 1.0), high + (abs(high) * 0.1 or 1.0)
     rough = (high - low) / TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(base * power for base in (1, 2, 5, 10) if base * power >= rough)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return first * step, last * step, [i * step for i in range(first, last + 1)]
+    if whole_steps:
+        low, high = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return low, high, [i * step for i in range(first, last + 1)]
+
+
+def _log_axis(values: Sequence[float]) -> tuple[float, float, list[float]]:
+    """Likewise, with ticks at 1, 2 and 5 times the powers of ten."""
+    low, high = (min(values), max(values)) if values else (1.0, 10.0)
+    low, high = (low / 1.2, high * 1.2) if high > low else (low / 2, high * 2)
+    steps = [base * 10.0**power for power in range(-9, 10) for base in (1, 2, 5)]
+    return low, high, [step for step in steps if low <= step <= high]
 
 
 def _number(value: float) -> str:

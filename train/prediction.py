@@ -468,7 +468,8 @@ def _summarise(name: str, task: PredictionTask, dreams: Scores, truth: Scores) -
     return {
         "name": name,
         "summary": {key: float(np.mean(values)) for key, values in scores.items()},
-        "series": {key: np.round(values, 5).tolist() for key, values in sorted(series.items())},
+        "series": {key: np.round(values, 5).tolist() for key, values in series.items()},
+        "labels": {metric: f"{LABELS[metric]}, frame by frame behind the context" for metric in metrics},
         "table": rows,
         "notes": _notes(
             task, num_episodes, num_seeds, with_fvd="teco.fvd" in dreams, with_lpips="teco.lpips" in dreams

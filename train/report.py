@@ -1,7 +1,8 @@
 """Results of evaluations as one page that needs nothing else: tables, plots and videos inside the file.
 
 A result, whatever exam it is of, is a dict ready for JSON: `name`; `summary`, a number by metric; `series`, numbers by
-name, drawn as lines (names that end alike, as in `teco.psnr` and `far.psnr`, in one plot); `table`, rows by column;
+name, drawn as lines (names that end alike, as in `teco.psnr` and `far.psnr`, in one plot, with the title that `labels`
+has for the end, if any); `table`, rows by column;
 `notes`, sentences; and `plots`, if it has any of its own: the arguments of `farworld.line_plot.line_plot`.
 """
 
@@ -23,6 +24,7 @@ DATA_BEGINS = '<script type="application/json" id="farworld-results">'
 DATA_ENDS = "</script>"
 SHOWN_HEIGHT = 192  # pixels that small videos are enlarged to, at least
 VIDEO_FPS = 8.0
+VIDEO_CRF = 22  # a page of four videos of 156 frames takes about 5 MB
 STYLE = """
 :root { color-scheme: light dark; --line: #8884; --soft: #8881; }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1180px; margin: 2rem auto; padding: 0 1rem; }
@@ -120,7 +122,7 @@ def _section(result: Mapping[str, Any]) -> str:
         parts.append(_table(rows))
     else:
         parts.append(_table([{"": name, "value": value} for name, value in result.get("summary", {}).items()]))
-    plots = [line_plot(**plot) for plot in result.get("plots", [])] or _series_plots(result.get("series", {}))
+    plots = [line_plot(**plot) for plot in result.get("plots", [])] or _series_plots(result)
     parts.append(f'<div class="row">{"".join(f"<figure>{plot}</figure>" for plot in plots)}</div>')
     return "\n".join(parts)
 
@@ -139,12 +141,13 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     return f'<div class="wide"><table><tr>{head}</tr>{"".join(body)}</table></div>'
 
 
-def _series_plots(series: Mapping[str, Sequence[float | None]]) -> list[str]:
+def _series_plots(result: Mapping[str, Any]) -> list[str]:
     groups: dict[str, dict[str, list]] = {}
-    for name, values in series.items():
+    for name, values in result.get("series", {}).items():
         first, _, metric = name.rpartition(".")
         groups.setdefault(metric, {})[first or name] = list(enumerate(values, start=1))
-    return [line_plot(lines, title=metric, x_label="frame", y_label=metric) for metric, lines in groups.items()]
+    titles = result.get("labels", {})
+    return [line_plot(lines, title=titles.get(metric, metric), x_label="frame") for metric, lines in groups.items()]
 
 
 def _video(name: str, frames: np.ndarray) -> str:
@@ -152,7 +155,7 @@ def _video(name: str, frames: np.ndarray) -> str:
     # Enlarged in the file, too: codecs halve the resolution of colours. Even sides are what H.264 takes.
     scale = max(1, round(SHOWN_HEIGHT / height))
     frames = np.pad(frames, ((0, 0), (0, height * scale % 2), (0, width * scale % 2), (0, 0)), mode="edge")
-    content = base64.b64encode(encode_mp4(np.ascontiguousarray(frames), VIDEO_FPS, scale=scale)).decode()
+    content = base64.b64encode(encode_mp4(np.ascontiguousarray(frames), VIDEO_FPS, scale=scale, crf=VIDEO_CRF)).decode()
     return (
         f"<figure><video controls loop muted autoplay playsinline "
         f'src="data:video/mp4;base64,{content}"></video><figcaption>{escape(name)}</figcaption></figure>'
