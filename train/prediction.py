@@ -2,9 +2,9 @@
 
 Two ways of counting stand side by side, since published figures come from either (docs/evaluation.md):
 
-- `teco`: as TECO's code counts. Frames as they are; LPIPS on [−1, 1]; the mean over everything.
-- `far`: as FAR's code counts. Dream and truth go side by side through a lossy mp4 file; LPIPS is handed [0, 1]; of
-  several trajectories the best counts (and, in `mse`, the worst).
+- `teco`: as TECO's code counts. Frames as they are; LPIPS on [−1, 1]; SSIM where its window fits; the mean over all.
+- `far`: as FAR's code counts. Dream and truth go side by side through a lossy mp4 file; LPIPS is handed [0, 1]; SSIM
+  is counted at mirrored borders, too; of several trajectories the best counts (and, in `mse`, the worst).
 
 PSNR, SSIM and LPIPS are those of the predicted frames; FVD is that of whole videos, the context included: the true one
 in `teco`, in `far` the autoencoder's, with a red border around its frames.
@@ -177,14 +177,15 @@ def roll_out(
 
 
 @torch.inference_mode()
-def frame_scores(drawn: np.ndarray, truth: np.ndarray, instruments: Instruments, *, rescale: bool) -> Scores:
+def frame_scores(drawn: np.ndarray, truth: np.ndarray, instruments: Instruments, *, as_far: bool = False) -> Scores:
     """psnr, ssim and lpips of frames, each (…,), float64.
 
     Args:
         drawn: (…, H, W, 3), uint8.
         truth: likewise.
         instruments: what measures.
-        rescale: give LPIPS pixels in [−1, 1], as it wants them; else in [0, 1], as FAR's evaluation does.
+        as_far: give LPIPS pixels in [0, 1], which it does not expect, and count SSIM at the mirrored borders, too, as
+            FAR's evaluation does; else LPIPS gets [−1, 1], and SSIM's window stays inside, as in TECO's.
     """
     shape = drawn.shape[:-3]
     rows: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "lpips": []}
@@ -192,10 +193,10 @@ def frame_scores(drawn: np.ndarray, truth: np.ndarray, instruments: Instruments,
     for a, b in zip(*pairs, strict=True):
         a, b = a.to(instruments.device), b.to(instruments.device)
         rows["psnr"].append(psnr(a, b))
-        rows["ssim"].append(ssim(a, b))
+        rows["ssim"].append(ssim(a, b, borders=as_far))
         if instruments.lpips is not None:
             images = [x.permute(0, 3, 1, 2).float() / 255 for x in (a, b)]
-            rows["lpips"].append(instruments.lpips(*images, unit_range=rescale))
+            rows["lpips"].append(instruments.lpips(*images, unit_range=not as_far))
     return {name: torch.cat(row).double().cpu().numpy().reshape(shape) for name, row in rows.items() if row}
 
 
@@ -307,7 +308,7 @@ class Evaluation:
         best = self.reconstruct(future.reshape(-1, *future.shape[3:])).reshape(future.shape)
         found: Scores = {}
         for mode, videos in (("frozen", frozen), ("autoencoder", best)):
-            scores = frame_scores(videos, future, self.instruments, rescale=True)
+            scores = frame_scores(videos, future, self.instruments)
             found.update({f"{mode}.{metric}": values for metric, values in scores.items()})
         if self.instruments.lpips is not None:
             features = ClipFeatures(self.instruments.lpips)
@@ -331,10 +332,10 @@ class Evaluation:
         drawn = roll_out(predictor, given, taken, task.context, seed=noise, advance=advance)
         drawn = drawn.reshape(len(group), task.trajectories, *drawn.shape[1:])
         future = np.broadcast_to(frames[:, None, task.context :], drawn.shape)
-        found = {f"teco.{k}": v for k, v in frame_scores(drawn, future, instruments, rescale=True).items()}
+        found = {f"teco.{k}": v for k, v in frame_scores(drawn, future, instruments).items()}
         lossy, lossy_truth = far_videos(drawn, frames, task.context, self.reconstruct)
         dream, truth = (videos[:, :, task.context :] for videos in (lossy, lossy_truth))
-        found.update({f"far.{k}": v for k, v in frame_scores(dream, truth, instruments, rescale=False).items()})
+        found.update({f"far.{k}": v for k, v in frame_scores(dream, truth, instruments, as_far=True).items()})
         found["far.mse"] = np.square(dream / 255.0 - truth / 255.0).mean(axis=(-3, -2, -1))
         if instruments.lpips is not None:
             found[f"teco.{STAND_IN}"] = _vectors(ClipFeatures(instruments.lpips), drawn)
@@ -489,9 +490,9 @@ def _notes(task: PredictionTask, episodes: int, seeds: int, *, with_fvd: bool, w
         f"{episodes} episodes, {task.context} frames given, {task.predict} predicted; {seeds} seeds of "
         f"{task.trajectories} trajectories. Means are over frames, episodes, trajectories and seeds; ± seeds is the "
         "standard deviation of the seeds' means, ± episodes the standard error of the mean over episodes.",
-        "teco: frames as they are, LPIPS on [−1, 1]. far: frames from a lossy mp4 file, LPIPS on [0, 1], the best of "
-        "the trajectories (of MSE the worst), as the official code of FAR counts. frozen: the last given frame, held. "
-        "autoencoder: the true frames, encoded and decoded, which no dream can beat for long.",
+        "teco: frames as they are, LPIPS on [−1, 1], SSIM without borders. far: frames from a lossy mp4 file, LPIPS on "
+        "[0, 1], SSIM with borders, the best of the trajectories (of MSE the worst), as FAR's code counts. frozen: the "
+        "last given frame, held. autoencoder: the true frames, encoded and decoded, which no dream can beat for long.",
     ]
     if with_fvd:
         border = "without" if (task.context, task.predict) == UNPAINTED else "with"
