@@ -99,14 +99,14 @@ def _flush_c_stdout() -> None:
         ctypes.CDLL("ucrtbase" if os.name == "nt" else None).fflush(None)
 
 
-def _plain(value: Any) -> Any:
+def to_json(value: Any) -> Any:
     """The value in JSON's own types: NumPy scalars unpacked, and null for what JSON has no number for."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [to_json(item) for item in value]
     if hasattr(value, "tolist"):
-        return _plain(value.tolist())
+        return to_json(value.tolist())
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -116,4 +116,4 @@ def _plain(value: Any) -> Any:
 
 def print_json(value: dict[str, Any]) -> None:
     """Print one line of JSON on stdout; NaN and infinity become null."""
-    print(json.dumps(_plain(value)), flush=True)
+    print(json.dumps(to_json(value)), flush=True)

@@ -108,6 +108,8 @@ def evaluate(
         raise ValueError(f"--max-episodes must be 1 or more, got {max_episodes}")
     if batch_size < 1 or videos < 0:
         raise ValueError(f"--batch-size must be 1 or more and --videos not negative, got {batch_size} and {videos}")
+    if steps and min(steps) < 1:
+        raise ValueError(f"--steps must be 1 or more, got {min(steps)}")
     if pareto and steps:
         raise ValueError("--pareto stands for --steps 1 2 4 8 25 50; leave one of them out")
     wanted: Sequence[int | None] = PARETO_STEPS if pareto else steps or [None]
@@ -253,7 +255,7 @@ def _predict(
                 result["notes"].append(f"No FVD, which needs I3D's weights: {GET_IT}.")
             if left_out := len(data) - len(chosen):
                 result["notes"].append(
-                    f"{left_out} other episodes of the dataset were too short, or more than asked for."
+                    f"{left_out} of {len(data)} episodes left out: too short, or more than asked for."
                 )
             results.append(result)
             pictures.update(shown)

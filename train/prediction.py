@@ -189,7 +189,7 @@ def frame_scores(drawn: np.ndarray, truth: np.ndarray, instruments: Instruments,
     """
     shape = drawn.shape[:-3]
     rows: dict[str, list[Tensor]] = {"psnr": [], "ssim": [], "lpips": []}
-    pairs = [torch.from_numpy(np.ascontiguousarray(x.reshape(-1, *x.shape[-3:]))).split(CHUNK) for x in (drawn, truth)]
+    pairs = [torch.from_numpy(np.array(x.reshape(-1, *x.shape[-3:]))).split(CHUNK) for x in (drawn, truth)]
     for a, b in zip(*pairs, strict=True):
         a, b = a.to(instruments.device), b.to(instruments.device)
         rows["psnr"].append(psnr(a, b))
@@ -390,7 +390,7 @@ class _Progress:
 
 def _vectors(features: Callable[[Tensor], Tensor], videos: np.ndarray) -> np.ndarray:
     """Features (B, N, vectors, D), float32, of videos (B, N, F, H, W, 3)."""
-    found = features(torch.from_numpy(np.ascontiguousarray(videos.reshape(-1, *videos.shape[2:]))))
+    found = features(torch.from_numpy(np.array(videos.reshape(-1, *videos.shape[2:]))))
     return found.cpu().numpy().reshape(*videos.shape[:2], -1, found.shape[-1])
 
 
