@@ -63,6 +63,8 @@ def test_results_come_back_from_the_page_and_from_json(page, tmp_path):
     assert read_results(page) == expected
     (tmp_path / "printed.json").write_text("greetings\n" + json.dumps(expected) + "\n")
     assert read_results(tmp_path / "printed.json") == expected
+    (tmp_path / "exam.json").write_text(json.dumps(EXAM, indent=1))
+    assert read_results(tmp_path / "exam.json") == {"results": [EXAM]}
 
 
 @pytest.mark.parametrize("content", ["", "no results", "[1]", '{"psnr": 3}', "<html></html>"])

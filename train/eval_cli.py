@@ -129,6 +129,7 @@ def evaluate(
         from farworld.dataset import Dataset
         from farworld.device import choose_device
         from farworld.train.evaluate import check_fit
+        from farworld.train.report import conditions, write_report
 
         world = load_world(ckpt, device=choose_device(device))
         dataset = Dataset(data, skip_bad=skip_bad)
@@ -144,10 +145,11 @@ def evaluate(
                 remember=remember, videos=videos if report else 0,
                 options={"guidance_scale": guidance, "layout": layout},
             )  # fmt: skip
-        facts = {**_facts(world, dataset, task), "batch_size": batch_size, "guidance_scale": guidance}
+        facts = {
+            **conditions(world.model.device), "world": str(world.path), "data": str(data),
+            "seeds": list(range(seed, seed + seeds)), "batch_size": batch_size, "guidance_scale": guidance,
+        }  # fmt: skip
         if report:
-            from farworld.train.report import write_report
-
             write_report(report, f"{world.config.name}: evaluation", facts, results, pictures)
     if json:
         print_json(scores if one_step else {**facts, "results": results})
@@ -277,31 +279,6 @@ def _fingerprint(world: World) -> str:
     for name in (CONFIG_FILE, MODEL_FILE, AUTOENCODER_FILE):
         digest.update((world.path / name).read_bytes())
     return digest.hexdigest()
-
-
-def _facts(world: World, data: Dataset, task: PredictionTask) -> dict[str, Any]:
-    """What the figures depend on."""
-    import datetime
-    import shlex
-    import sys
-
-    import torch
-
-    from farworld import __version__
-    from farworld.bench import commit_of_checkout
-    from farworld.device import describe_hardware
-
-    return {
-        "command": shlex.join(["farworld", *sys.argv[1:]]),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit_of_checkout(),
-        "farworld": __version__,
-        "world": str(world.path),
-        "data": str(data.directory),
-        "seeds": list(range(task.seed, task.seed + task.seeds)),
-        "hardware": describe_hardware(world.model.device),
-        "torch": torch.__version__,
-    }
 
 
 def _print_table(title: str, rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> None:

@@ -9,7 +9,11 @@ has for the end, if any); `table`, rows by column;
 from __future__ import annotations
 
 import base64
+import contextlib
+import datetime
 import json
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -41,6 +45,28 @@ video { image-rendering: pixelated; max-width: 100%; }
 .wide { overflow-x: auto; }
 svg { max-width: 100%; height: auto; }
 """
+
+
+def conditions(device: Any) -> dict[str, Any]:
+    """What every result depends on: the command, the version, the machine.
+
+    Args:
+        device: torch's, where the model runs.
+    """
+    import torch
+
+    from farworld import __version__
+    from farworld.bench import commit_of_checkout
+    from farworld.device import describe_hardware
+
+    return {
+        "command": shlex.join(["farworld", *sys.argv[1:]]),
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit_of_checkout(),
+        "farworld": __version__,
+        "hardware": describe_hardware(device),
+        "torch": torch.__version__,
+    }
 
 
 def write_report(
@@ -77,7 +103,7 @@ def write_report(
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """The facts and results of a report, or of what `farworld eval --json` printed.
+    """The facts and results of a report, or of what `farworld eval --json` printed; or a single result.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -87,13 +113,13 @@ def read_results(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"no results at {path}; make some with `farworld eval … --report {path}` or --json")
     text = path.read_text(encoding="utf-8", errors="replace")
     _, begins, rest = text.partition(DATA_BEGINS)
-    lines = [rest.partition(DATA_ENDS)[0]] if begins else text.splitlines()[-1:]
-    try:
-        values = json.loads(lines[0])
-        if isinstance(values, dict) and isinstance(values["results"], list):
-            return values
-    except (IndexError, KeyError, ValueError):
-        pass
+    for candidate in [rest.partition(DATA_ENDS)[0]] if begins else [text, *text.splitlines()[-1:]]:
+        with contextlib.suppress(ValueError):
+            values = json.loads(candidate)
+            if isinstance(values, dict) and isinstance(values.get("results"), list):
+                return values
+            if isinstance(values, dict) and isinstance(values.get("summary"), dict) and "name" in values:
+                return {"results": [values]}
     raise ValueError(f"{path} holds no results; expected a page of `farworld eval --report`, or what --json prints")
 
 
