@@ -16,7 +16,6 @@ from farworld.train.lpips import load_lpips
 from farworld.train.prediction import (
     STAND_IN,
     Evaluation,
-    Frozen,
     Instruments,
     PredictionTask,
     Shelf,
@@ -64,6 +63,18 @@ def maze(tmp_path_factory):
             rewards = np.zeros(len(actions), np.float32)
             writer.write(Episode(frames=np.stack(frames), actions=actions, rewards=rewards, seed=seed, index=seed))
     return Dataset(folder)
+
+
+class Frozen:
+    """Holds the last true frame."""
+
+    def prime(self, frames, actions, *, seed=0):
+        """Keep it."""
+        self.last = frames[:, -1]
+
+    def step(self, action):
+        """Show it."""
+        return self.last
 
 
 class TrueWorld:
@@ -240,7 +251,7 @@ def test_fars_videos_are_lossy_and_painted_on_the_context(context, predict, pain
     greys = levels.repeat(32, 2).repeat(48, 3).repeat(3, 4).astype(np.uint8)
     drawn = np.stack([greys[:, 1 : 1 + predict], greys[:, 1 + predict :]], axis=1)
     truth = greys[:, :1].repeat(context + predict, axis=1)
-    dream, real = far_videos(drawn, truth, context, lambda frames: 255 - frames)
+    dream, real = far_videos(drawn, truth, 255 - truth[:, :context])
     assert dream.shape == real.shape == (2, 2, context + predict, 32, 48, 3)
     assert reds(dream[:, :, :context]).all() == reds(real[:, :, :context]).all() == painted
     assert not reds(dream[:, :, context:]).any() and not reds(real[:, :, context:]).any()
@@ -281,6 +292,32 @@ def test_seeds_give_a_spread_and_say_so(maze, instruments):
     np.testing.assert_allclose([*first["scores"]["teco.psnr"], *second["scores"]["teco.psnr"]], scores[:2])
 
 
+class Colours(torch.nn.Module):
+    """Stands in for I3D: the mean colours of every frame, which frames are looked at being what is tested."""
+
+    def forward(self, videos):
+        """(B, F, H, W, 3) to (B, 3 F)."""
+        self.lengths = {*getattr(self, "lengths", ()), videos.shape[1]}
+        return videos.float().mean(dim=(2, 3)).flatten(1)
+
+
+def test_fvd_is_of_whole_videos_and_of_the_lossy_painted_ones_in_fars_way(maze):
+    """The context is true in TECO's way, so that a perfect world is at no distance from the truth."""
+    colours = Colours()
+    measure = Instruments(i3d=colours)
+    task = PredictionTask(context=CONTEXT, predict=6)
+    spoiler = Evaluation(
+        make_predictor=TrueWorld, data=maze, task=task, instruments=measure, reconstruct=lambda frames: frames // 2
+    )
+    result, _ = spoiler.run("test", range(len(maze)))
+    assert colours.lengths == {CONTEXT + 6}
+    assert result["summary"]["teco.fvd"] == pytest.approx(0, abs=1e-6)
+    assert result["summary"]["far.fvd"] > 100  # the darkened context
+    assert [row["mode"] for row in result["table"] if row["metric"] == "FVD"] == ["teco", "far"]
+    assert "FVD of 3 videos: published values take 256" in " ".join(result["notes"])
+    assert judge(lambda n: Frozen(), maze, measure, task)[0]["summary"]["teco.fvd"] > 100
+
+
 def test_videos_show_truth_dream_and_difference(maze, instruments):
     _, videos = judge(TrueWorld, maze, instruments, num_shown=2, batch_size=1)
     assert [*videos] == ["test: episode-000000", "test: episode-000001"]
@@ -303,9 +340,9 @@ def test_an_interrupted_evaluation_goes_on_from_the_batches_that_it_finished(maz
     task = PredictionTask(context=CONTEXT, predict=2, seeds=2)
     options = {"batch_size": 1, "num_shown": 1}
     with pytest.raises(KeyboardInterrupt):
-        judge(counting, maze, instruments, task, shelf=Shelf(tmp_path, {}), **options)
+        judge(counting, maze, instruments, task, shelf=Shelf(tmp_path), **options)
     done: list[int] = []
-    again = judge(counting, maze, instruments, task, shelf=Shelf(tmp_path, {}), advance=done.append, **options)
+    again = judge(counting, maze, instruments, task, shelf=Shelf(tmp_path), advance=done.append, **options)
     assert len(made) == 3 + 2 * EPISODES - 2 and sum(done) == 2 * EPISODES * 2
     afresh = judge(NoisyWorld, maze, instruments, task, **options)
     assert again[0] == afresh[0] and again[1].keys() == afresh[1].keys()

@@ -233,6 +233,7 @@ def _predict(
     remember = min(remember or config.context_frames, task.frames)
     results: list[dict[str, Any]] = []
     speeds, pictures = {}, {}
+    shelf = prediction.Shelf(keep, {"world": _fingerprint(world), "batch_size": batch_size})
     each = len(chosen) * task.predict * task.trajectories * task.seeds
     with progress_bar("dreaming", len(steps) * each, unit="frames") as advance:
         for number in steps:
@@ -244,12 +245,11 @@ def _predict(
             evaluation = prediction.Evaluation(
                 make_predictor=make, data=data, task=task, instruments=instruments,
                 reconstruct=prediction.reconstruct_with(world.model),
+                settings={
+                    "steps": rollout.num_steps, "remember": rollout.context_frames, "layout": rollout.layout,
+                    "guidance": rollout.guidance_scale,
+                },
             )  # fmt: skip
-            facts = {
-                "world": _fingerprint(world), "steps": rollout.num_steps, "remember": rollout.context_frames,
-                "layout": rollout.layout, "guidance": rollout.guidance_scale, "batch_size": batch_size,
-            }  # fmt: skip
-            shelf = prediction.Shelf(keep, {**facts, "task": evaluation.facts()})
             result, shown = evaluation.run(
                 name, chosen, batch_size=batch_size, num_shown=videos, shelf=shelf, advance=advance
             )

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from farworld.train.lpips import LPIPS, SMALLEST
+from farworld.train.lpips import LPIPS
 
 CLIP_FRAMES = 8  # of one feature vector of the stand-in
 FVD_VIDEOS = 256  # that published values are measured with
@@ -56,12 +56,13 @@ class ClipFeatures:
 
     @torch.inference_mode()
     def __call__(self, videos: Tensor) -> Tensor:
-        """Videos (B, F, H, W, 3), uint8, F at least 2, to (N, 512), float32, N vectors for each video in turn."""
+        """Videos (B, F, H, W, 3), uint8, as large as LPIPS takes, to (N, 512), float32, one video after the other.
+
+        A last clip of a single frame is left out.
+        """
         device, rows = self._lpips.mean.device, []
         for video in videos:
             images = video.permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
-            if (short := min(images.shape[2:])) < SMALLEST:
-                images = torch.nn.functional.interpolate(images, scale_factor=-(-SMALLEST // short), mode="nearest")
             seen = self._lpips.features((images - self._lpips.mean) / self._lpips.std)
             for clip in seen.split(CLIP_FRAMES):
                 if len(clip) > 1:

@@ -21,8 +21,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,18 +59,6 @@ class Predictor(Protocol):
 
     def step(self, action: np.ndarray) -> np.ndarray:
         """The frames (B, H, W, 3), uint8, that the actions (B,) produce."""
-
-
-class Frozen:
-    """Holds the last true frame: what every model has to beat."""
-
-    def prime(self, frames: np.ndarray, actions: np.ndarray, *, seed: int = 0) -> None:
-        """Keep the last frame."""
-        self._last = frames[:, -1]
-
-    def step(self, action: np.ndarray) -> np.ndarray:
-        """Show it."""
-        return self._last
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,28 +188,24 @@ def frame_scores(drawn: np.ndarray, truth: np.ndarray, instruments: Instruments,
     return {name: torch.cat(row).double().cpu().numpy().reshape(shape) for name, row in rows.items() if row}
 
 
-def far_videos(
-    drawn: np.ndarray, truth: np.ndarray, context: int, reconstruct: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+def far_videos(drawn: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Dream and truth as FAR's evaluation sees them: painted, side by side, and back from a lossy file.
 
     Args:
         drawn: (B, N, P, H, W, 3), uint8.
         truth: (B, F, H, W, 3), uint8.
-        context: C.
-        reconstruct: the autoencoder; its frames are the context of the dream.
+        seen: (B, C, H, W, 3), uint8, the autoencoder's context, which is the dream's.
 
     Returns:
         Dream and truth, (B, N, F, H, W, 3) each, uint8.
     """
-    shape = (*drawn.shape[:2], *truth.shape[1:])
-    width = shape[-2]
-    pairs = np.empty((*shape[:-2], 2 * width, 3), np.uint8)
+    context, predict = seen.shape[1], drawn.shape[2]
+    width = truth.shape[-2]
+    pairs = np.empty((*drawn.shape[:2], *truth.shape[1:-2], 2 * width, 3), np.uint8)
     pairs[..., width:, :] = truth[:, None]
     pairs[:, :, context:, :, :width] = drawn
-    seen = reconstruct(truth[:, :context].reshape(-1, *shape[-3:])).reshape(shape[0], 1, context, *shape[-3:])
-    pairs[:, :, :context, :, :width] = seen
-    if (context, shape[2] - context) != UNPAINTED:
+    pairs[:, :, :context, :, :width] = seen[:, None]
+    if (context, predict) != UNPAINTED:
         for half in (pairs[:, :, :context, :, :width], pairs[:, :, :context, :, width:]):
             half[..., [0, -1], :, :] = half[..., :, [0, -1], :] = (255, 0, 0)
     # One file for an episode, its trajectories one after the other.
@@ -240,6 +224,7 @@ class Evaluation:
     instruments: Instruments
     # Frames (N, H, W, 3), uint8, to the model's own of them: the context of dreams in `far`, and the best it could do.
     reconstruct: Callable[[np.ndarray], np.ndarray] = lambda frames: frames
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what else dreams depend on, to tell kept ones apart
 
     def run(
         self,
@@ -258,7 +243,7 @@ class Evaluation:
             episodes: indices into the data, long enough for the task.
             batch_size: streams that run together; the trajectories of one episode are not torn apart.
             num_shown: episodes whose first dream is returned as a video.
-            shelf: where finished batches are taken from and put; None keeps none.
+            shelf: where finished batches are taken from and put; None begins with nothing.
             advance: called with the number of frames done.
 
         Returns:
@@ -266,74 +251,88 @@ class Evaluation:
             (S, E) by name, and episodes, what tells them. And videos (P, H, W', 3), uint8, by name: truth, dream and
             difference side by side.
         """
-        shelf = shelf or Shelf(None, {})
-        each = max(1, batch_size // self.task.trajectories)
-        groups = [list(episodes[i : i + each]) for i in range(0, len(episodes), each)]
-        truths, seeds, videos = [], [], {}
-        for group in groups:
-            truths.append(shelf.get(["truth", *self._digests(group)], partial(self._look_at, group)))
-        for seed in range(self.task.seed, self.task.seed + self.task.seeds):
-            batches = []
-            for group in groups:
-                shown = [i for i in group if seed == self.task.seed and i in episodes[:num_shown]]
+        task, shelf = self.task, shelf or Shelf()
+        each = max(1, batch_size // task.trajectories)
+        seeds = range(task.seed, task.seed + task.seeds)
+        measured = [task.context, task.predict, self.instruments.lpips is not None, self.instruments.i3d is not None]
+        truths: list[Scores] = []
+        dreams: list[list[Scores]] = [[] for _ in seeds]
+        videos: dict[str, np.ndarray] = {}
+        for first in range(0, len(episodes), each):
+            batch = _Batch(self, episodes[first : first + each])
+            key = [*measured, *self._digests(batch.members)]
+            truths.append(shelf.get(["truth", *key], batch.look_at))
+            for seed, row in zip(seeds, dreams, strict=True):
+                shown = [i for i in batch.members if seed == task.seed and i in episodes[:num_shown]]
                 progress = _Progress(advance)
-                make = partial(self._dream, group, seed, shown, progress)
-                batch = shelf.get(["dream", seed, shown, *self._digests(group)], make)
-                advance(len(group) * self.task.trajectories * self.task.predict - progress.done)
-                videos.update({f"{name}: {key}": batch.pop(key) for key in list(batch) if key.startswith("episode")})
-                batches.append(batch)
-            seeds.append({key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]})
-        dreams = {key: np.stack([row[key] for row in seeds]) for key in seeds[0]}
-        truth = {key: np.concatenate([batch[key] for batch in truths]) for key in truths[0]}
-        return {**_summarise(name, self.task, dreams, truth), "episodes": self._digests(episodes)}, videos
-
-    def facts(self) -> dict[str, Any]:
-        """What kept batches depend on, besides the model, the episodes and how many run together."""
-        return {
-            **asdict(self.task), "seed": None, "seeds": None, "lpips": self.instruments.lpips is not None,
-            "i3d": self.instruments.i3d is not None,
-        }  # fmt: skip
+                make = partial(batch.dream, seed, shown, progress)
+                facts = [dict(self.settings), task.trajectories, task.shuffle_actions, seed, shown]
+                found = shelf.get(["dream", *facts, *key], make)
+                advance(len(batch.members) * task.trajectories * task.predict - progress.done)
+                videos.update({f"{name}: {key}": found[key] for key in found if key.startswith("episode")})
+                row.append({key: values for key, values in found.items() if not key.startswith("episode")})
+        truth = _join(truths, np.concatenate)
+        result = _summarise(name, task, _join([_join(row, np.concatenate) for row in dreams], np.stack), truth)
+        return {**result, "episodes": self._digests(episodes)}, videos
 
     def _digests(self, episodes: Sequence[int]) -> list[str]:
         return [str(self.data.stored(i).digest) for i in episodes]
 
-    def _read(self, group: Sequence[int]) -> np.ndarray:
-        return np.stack([self.data.frames(i, 0, self.task.frames) for i in group])
 
-    def _look_at(self, group: Sequence[int]) -> Scores:
+def _join(rows: Sequence[Scores], how: Callable[[list[np.ndarray]], np.ndarray]) -> Scores:
+    return {key: how([row[key] for row in rows]) for key in rows[0]}
+
+
+class _Batch:
+    """Episodes that are looked at together, read when somebody needs them."""
+
+    def __init__(self, evaluation: Evaluation, members: Sequence[int]) -> None:
+        self.evaluation, self.members = evaluation, list(members)
+
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """(B, F, H, W, 3), uint8."""
+        return np.stack([self.evaluation.data.frames(i, 0, self.evaluation.task.frames) for i in self.members])
+
+    @cached_property
+    def seen(self) -> np.ndarray:
+        """The context as the model sees it, (B, C, H, W, 3), uint8."""
+        context = self.frames[:, : self.evaluation.task.context]
+        return self.evaluation.reconstruct(context.reshape(-1, *context.shape[2:])).reshape(context.shape)
+
+    def look_at(self) -> Scores:
         """What needs no dream: features of the truth, and how a frozen frame and the autoencoder alone do."""
-        frames, context = self._read(group), self.task.context
-        future = frames[:, None, context:]
-        frozen = np.broadcast_to(frames[:, None, context - 1, None], future.shape)
-        best = self.reconstruct(future.reshape(-1, *future.shape[3:])).reshape(future.shape)
+        instruments, context = self.evaluation.instruments, self.evaluation.task.context
+        future = self.frames[:, None, context:]
+        frozen = np.broadcast_to(self.frames[:, None, context - 1, None], future.shape)
+        best = self.evaluation.reconstruct(future.reshape(-1, *future.shape[3:])).reshape(future.shape)
         found: Scores = {}
         for mode, videos in (("frozen", frozen), ("autoencoder", best)):
-            scores = frame_scores(videos, future, self.instruments)
-            found.update({f"{mode}.{metric}": values for metric, values in scores.items()})
-        if self.instruments.lpips is not None:
-            features = ClipFeatures(self.instruments.lpips)
+            found.update({f"{mode}.{k}": v for k, v in frame_scores(videos, future, instruments).items()})
+        if instruments.lpips is not None:
+            features = ClipFeatures(instruments.lpips)
             for mode, videos in (("truth", future), ("frozen", frozen), ("autoencoder", best)):
                 found[f"{mode}.{STAND_IN}"] = _vectors(features, videos)
-        if self.instruments.i3d is not None:
-            found["truth.fvd"] = _vectors(self.instruments.i3d, frames[:, None])
+        if instruments.i3d is not None:
+            found["truth.fvd"] = _vectors(instruments.i3d, self.frames[:, None])
         return found
 
-    def _dream(self, group: Sequence[int], seed: int, shown: Sequence[int], advance: Callable[[int], None]) -> Scores:
-        """One batch, dreamed and scored: curves (B, N, P), features (B, N, vectors, D), and videos of episodes."""
-        frames, task, instruments = self._read(group), self.task, self.instruments
-        actions = np.stack([self.data.actions(i)[: task.frames - 1] for i in group])
+    def dream(self, seed: int, shown: Sequence[int], advance: Callable[[int], None]) -> Scores:
+        """Dreams, scored: curves (B, N, P), features (B, N, vectors, D), and videos of the shown episodes."""
+        frames, task, instruments = self.frames, self.evaluation.task, self.evaluation.instruments
+        actions = np.stack([self.evaluation.data.actions(i)[: task.frames - 1] for i in self.members])
         if task.shuffle_actions:
-            rngs = [np.random.default_rng([seed, i]) for i in group]
+            rngs = [np.random.default_rng([seed, i]) for i in self.members]
             actions = np.stack([rng.permutation(row) for rng, row in zip(rngs, actions, strict=True)])
         given, taken = (np.repeat(rows, task.trajectories, axis=0) for rows in (frames[:, : task.context], actions))
-        predictor = self.make_predictor(len(given))
         # Every batch has noise of its own.
-        noise = int(np.random.SeedSequence([seed, group[0]]).generate_state(1)[0])
+        noise = int(np.random.SeedSequence([seed, self.members[0]]).generate_state(1)[0])
+        predictor = self.evaluation.make_predictor(len(given))
         drawn = roll_out(predictor, given, taken, task.context, seed=noise, advance=advance)
-        drawn = drawn.reshape(len(group), task.trajectories, *drawn.shape[1:])
+        drawn = drawn.reshape(len(frames), task.trajectories, *drawn.shape[1:])
         future = np.broadcast_to(frames[:, None, task.context :], drawn.shape)
         found = {f"teco.{k}": v for k, v in frame_scores(drawn, future, instruments).items()}
-        lossy, lossy_truth = far_videos(drawn, frames, task.context, self.reconstruct)
+        lossy, lossy_truth = far_videos(drawn, frames, self.seen)
         dream, truth = (videos[:, :, task.context :] for videos in (lossy, lossy_truth))
         found.update({f"far.{k}": v for k, v in frame_scores(dream, truth, instruments, as_far=True).items()})
         found["far.mse"] = np.square(dream / 255.0 - truth / 255.0).mean(axis=(-3, -2, -1))
@@ -347,29 +346,33 @@ class Evaluation:
             found["far.fvd"] = _vectors(instruments.i3d, lossy)
             found["far.fvd of truth"] = _vectors(instruments.i3d, lossy_truth)
         for i in shown:
-            row = group.index(i)
-            found[self.data.episodes[i]] = side_by_side(future[row, 0], drawn[row, 0])
+            row = self.members.index(i)
+            found[self.evaluation.data.episodes[i]] = side_by_side(future[row, 0], drawn[row, 0])
         return found
 
 
 class Shelf:
-    """Finished work as files in a folder, so that what was interrupted goes on; without a folder it keeps nothing."""
+    """Finished work by what it depends on: in memory, and as files in a folder, if there is one, for another time."""
 
-    def __init__(self, folder: Path | None, facts: Mapping[str, Any]) -> None:
-        """Facts: everything that the work depends on besides its key; work of other facts is not found."""
-        self.folder, self.facts = folder, dict(facts)
+    def __init__(self, folder: Path | None = None, facts: Mapping[str, Any] | None = None) -> None:
+        """Facts: what all of the work depends on; work of other facts is not found in the folder."""
+        self.folder, self.facts = folder, dict(facts or {})
+        self._memory: dict[str, Scores] = {}
 
     def get(self, key: Sequence[Any], make: Callable[[], Scores]) -> Scores:
         """What was kept under this key, or else what make() makes, which is kept."""
-        if self.folder is None:
-            return make()
         text = json.dumps([self.facts, *key], sort_keys=True)
-        path = self.folder / f"{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.npz"
+        name = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+        if name not in self._memory:
+            self._memory[name] = make() if self.folder is None else self._stored(self.folder / f"{name}.npz", make)
+        return self._memory[name]
+
+    def _stored(self, path: Path, make: Callable[[], Scores]) -> Scores:
         if path.is_file():
             with np.load(path, allow_pickle=False) as stored:
                 return {name: stored[name] for name in stored.files}
         made = make()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(f".{os.getpid()}.tmp")
         with temporary.open("wb") as file:
             np.savez_compressed(file, **made)  # type: ignore[arg-type]
