@@ -44,9 +44,16 @@ FAR_FPS = 8  # of the videos that FAR's evaluation writes
 FAR_CRF = 23  # the codec's own: no quality reaches it
 UNPAINTED = (36, 264)  # context and prediction of FAR's FVD tests, whose options leave the red border out
 TIMED_FRAMES = 24
-METRICS = {"psnr": "PSNR, dB", "ssim": "SSIM", "lpips": "LPIPS", "mse": "MSE", "fvd": "FVD"}
 STAND_IN = "frechet_alexnet"
-LABELS = {**METRICS, STAND_IN: "Fréchet distance of AlexNet features, not FVD"}
+LABELS = {
+    "psnr": "PSNR, dB",
+    "ssim": "SSIM",
+    "lpips": "LPIPS",
+    "mse": "MSE",
+    "fvd": "FVD",
+    STAND_IN: "Fréchet distance of AlexNet features, not FVD",
+}
+FORM = 1  # of what is kept; another number when the same work gives other figures
 SMALLER_IS_BETTER = ("lpips", "mse", "fvd", STAND_IN)
 Scores = dict[str, np.ndarray]
 
@@ -356,7 +363,7 @@ class Shelf:
 
     def __init__(self, folder: Path | None = None, facts: Mapping[str, Any] | None = None) -> None:
         """Facts: what all of the work depends on; work of other facts is not found in the folder."""
-        self.folder, self.facts = folder, dict(facts or {})
+        self.folder, self.facts = folder, {"form": FORM, **(facts or {})}
         self._memory: dict[str, Scores] = {}
 
     def get(self, key: Sequence[Any], make: Callable[[], Scores]) -> Scores:
@@ -429,50 +436,34 @@ def _summarise(name: str, task: PredictionTask, dreams: Scores, truth: Scores) -
         means = values.mean(axis=3)
         return means.min(axis=2) if metric == "lpips" else means.max(axis=2)
 
-    metrics = [metric for metric in METRICS if f"teco.{metric}" in dreams and metric != "fvd"]
-    for metric in metrics:
-        add("teco", metric, dreams[f"teco.{metric}"].mean(axis=(2, 3)))
-    if task.trajectories > 1:
+    found = {**{key: values[None] for key, values in truth.items()}, **dreams}
+    metrics = [metric for metric in ("psnr", "ssim", "lpips") if f"teco.{metric}" in dreams]
+    for mode in ("teco", "frozen", "autoencoder"):
         for metric in metrics:
-            add(f"teco, best of {task.trajectories}", metric, best(metric, dreams[f"teco.{metric}"]))
+            add(mode, metric, found[f"{mode}.{metric}"].mean(axis=(2, 3)))
+    for metric in metrics if task.trajectories > 1 else ():
+        add(f"teco, best of {task.trajectories}", metric, best(metric, dreams[f"teco.{metric}"]))
     for metric in (*metrics, "mse"):
         add("far", metric, best(metric, dreams[f"far.{metric}"]))
-    for mode in ("frozen", "autoencoder"):
-        for metric in metrics:
-            add(mode, metric, truth[f"{mode}.{metric}"].mean(axis=(1, 2))[None])
-    for mode, metric in (
-        ("teco", "fvd"),
-        ("far", "fvd"),
-        ("teco", STAND_IN),
-        ("frozen", STAND_IN),
-        ("autoencoder", STAND_IN),
-    ):
-        key = f"{mode}.{metric}"
-        fake = dreams[key] if key in dreams else truth[key][None] if key in truth else None
-        if fake is None or fake.shape[1] * fake.shape[3] < 2:
+    for key in ("teco.fvd", "far.fvd", *(f"{mode}.{STAND_IN}" for mode in ("teco", "frozen", "autoencoder"))):
+        mode, _, metric = key.partition(".")
+        fakes = found.get(key)  # (S, E, N, vectors, D)
+        if fakes is None or fakes.shape[1] * fakes.shape[3] < 2:
             continue
-        real = dreams.get(f"{key} of truth", np.broadcast_to(truth[f"truth.{metric}"], fake.shape))
-        distances = [
-            [frechet_distance(*(np.concatenate(v[s, :, n]) for v in (fake, real))) for n in range(fake.shape[2])]
-            for s in range(len(fake))
-        ]
-        add(mode, metric, np.mean(distances, axis=1, keepdims=True))
-    series = {
-        f"{mode}.{metric}": dreams[f"{mode}.{metric}"].mean(axis=(0, 1, 2))
-        for metric in metrics
-        for mode in ("teco", "far")
+        reals = found.get(f"{key} of truth", np.broadcast_to(truth[f"truth.{metric}"], fakes.shape))
+        distances = np.empty((len(fakes), fakes.shape[2]))
+        for place in np.ndindex(distances.shape):  # seed and trajectory
+            pair = (vectors[place[0], :, place[1]].reshape(-1, vectors.shape[-1]) for vectors in (fakes, reals))
+            distances[place] = frechet_distance(*pair)
+        add(mode, metric, distances.mean(axis=1, keepdims=True))
+    modes = ("teco", "far", "frozen", "autoencoder")
+    curves = {
+        f"{mode}.{metric}": found[f"{mode}.{metric}"].mean(axis=(0, 1, 2)) for metric in metrics for mode in modes
     }
-    series.update(
-        {
-            f"{mode}.{metric}": truth[f"{mode}.{metric}"].mean(axis=(0, 1))
-            for metric in metrics
-            for mode in ("frozen", "autoencoder")
-        }
-    )
     return {
         "name": name,
         "summary": {key: float(np.mean(values)) for key, values in scores.items()},
-        "series": {key: np.round(values, 5).tolist() for key, values in series.items()},
+        "series": {key: np.round(values, 5).tolist() for key, values in curves.items()},
         "labels": {metric: f"{LABELS[metric]}, frame by frame behind the context" for metric in metrics},
         "table": rows,
         "notes": _notes(
