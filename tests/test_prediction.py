@@ -12,6 +12,8 @@ from test_lpips import EXPECTED, EXPECTED_UNSCALED, pairs
 from farworld.actions import Action, ActionVocabulary
 from farworld.dataset import Dataset, Episode, create_or_open
 from farworld.envs.maze import MazeEnv
+from farworld.train.frechet import ClipFeatures
+from farworld.train.i3d import I3D, VideoLogits
 from farworld.train.lpips import load_lpips
 from farworld.train.prediction import (
     STAND_IN,
@@ -435,3 +437,20 @@ def test_quality_against_speed_has_a_row_for_each_number_of_steps(tiny, noise_da
         results, key=lambda n: results[n]["summary"]["teco.psnr"]
     )
     assert both["plots"][0]["lines"]["teco"] == [[speeds[n], results[n]["summary"]["teco.psnr"]] for n in (1, 3)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_scores_on_a_gpu_are_those_on_the_cpu(instruments):
+    a, b = frame_pairs("real")
+    there = Instruments(device=torch.device("cuda"), lpips=load_lpips("cuda"))
+    expected = frame_scores(a, b, instruments)
+    for name, values in frame_scores(a, b, there).items():
+        np.testing.assert_allclose(values, expected[name], atol=2e-3)
+    videos = torch.from_numpy(np.stack([a, b]))
+    torch.testing.assert_close(
+        ClipFeatures(there.lpips)(videos), ClipFeatures(instruments.lpips)(videos), atol=1e-2, rtol=1e-2
+    )
+    network = VideoLogits(I3D())
+    video = torch.from_numpy(a[:1]).repeat(9, 1, 1, 1)[None]
+    torch.testing.assert_close(network.to("cuda")(video).cpu(), network.to("cpu")(video), atol=1e-2, rtol=1e-2)

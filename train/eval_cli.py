@@ -104,10 +104,11 @@ def evaluate(
         Print one JSON object as the last line of stdout.
     """
     prepare_environment()
-    if max_episodes is not None and max_episodes < 1:
-        raise ValueError(f"--max-episodes must be 1 or more, got {max_episodes}")
-    if batch_size < 1 or videos < 0:
-        raise ValueError(f"--batch-size must be 1 or more and --videos not negative, got {batch_size} and {videos}")
+    for option, value in (("max-episodes", max_episodes), ("batch-size", batch_size), ("remember", remember)):
+        if value is not None and value < 1:
+            raise ValueError(f"--{option} must be 1 or more, got {value}")
+    if videos < 0:
+        raise ValueError(f"--videos must not be negative, got {videos}")
     if steps and min(steps) < 1:
         raise ValueError(f"--steps must be 1 or more, got {min(steps)}")
     if pareto and steps:

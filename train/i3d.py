@@ -123,7 +123,7 @@ class VideoLogits(nn.Module):
 
     @torch.inference_mode()
     def forward(self, videos: Tensor) -> Tensor:
-        """Videos (B, F, H, W, 3), uint8, to (B, 400), float32; one video after the other, since they are large.
+        """Videos (B, F, H, W, 3), uint8, to (B, 400), float32; one after the other, since they are large in there.
 
         Raises:
             ValueError: too few frames.
@@ -135,7 +135,8 @@ class VideoLogits(nn.Module):
         return torch.cat([self._look_at(video) for video in videos])
 
     def _look_at(self, video: Tensor) -> Tensor:
-        pixels = video.permute(0, 3, 1, 2).float()
+        device = next((parameter.device for parameter in self.network.parameters()), video.device)
+        pixels = video.to(device).permute(0, 3, 1, 2).float()
         if isinstance(self.network, I3D):
             frames = F.interpolate(pixels, (SIZE, SIZE), mode="bilinear", align_corners=False) / 127.5 - 1
             return self.network(frames.transpose(0, 1)[None])
