@@ -1,13 +1,16 @@
 """`farworld eval` from end to end, with a tiny world."""
 
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
 from sample_data import make_spec
-from test_cli import call
+from test_cli import ROOT, call
 
 from farworld.checkpoint import load_world
+from farworld.cli import app
 from farworld.dataset import Episode, create_or_open
 from farworld.train.report import read_results
 
@@ -140,3 +143,14 @@ def test_another_vocabulary_is_named(monkeypatch, capsys, tmp_path, tiny_world_p
         writer.write(Episode(frames=frames, actions=np.zeros(19, np.int64), rewards=rewards, seed=0, index=0))
     code, _, err = call(monkeypatch, capsys, "eval", "--ckpt", str(tiny_world_path), "--data", str(tmp_path / "other"))
     assert code == 2 and "the world knows the actions noop, forward, turn_left" in err
+
+
+def test_commands_and_options_of_the_documentation_are_understood(run):
+    text = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"^```sh\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    lines = [shlex.split(line, comments=True)[1:] for line in block.splitlines()]
+    options = [option for words in re.findall(r"`(--[^`]*)`", text) for option in [shlex.split(words)]]
+    assert len(lines) == 4 and len(options) >= 3
+    for words in [*lines, *(["eval", "--ckpt", "a", "--data", "b", *more] for more in options if len(more) > 1)]:
+        command, bound, _ = app.parse_args(words, exit_on_error=False, print_error=False)
+        assert callable(command) and bound.arguments
