@@ -99,14 +99,14 @@ def _flush_c_stdout() -> None:
         ctypes.CDLL("ucrtbase" if os.name == "nt" else None).fflush(None)
 
 
-def to_json(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """The value in JSON's own types: NumPy scalars unpacked, and null for what JSON has no number for."""
     if isinstance(value, dict):
-        return {str(key): to_json(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [to_json(item) for item in value]
+        return [_plain(item) for item in value]
     if hasattr(value, "tolist"):
-        return to_json(value.tolist())
+        return _plain(value.tolist())
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, float) and not math.isfinite(value):
@@ -114,6 +114,11 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def json_line(value: dict[str, Any]) -> str:
+    """One line of JSON; NaN and infinity become null."""
+    return json.dumps(_plain(value))
+
+
 def print_json(value: dict[str, Any]) -> None:
-    """Print one line of JSON on stdout; NaN and infinity become null."""
-    print(json.dumps(to_json(value)), flush=True)
+    """Print one line of JSON on stdout; see `json_line`."""
+    print(json_line(value), flush=True)

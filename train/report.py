@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from farworld.console import to_json
+from farworld.console import json_line
 from farworld.line_plot import line_plot
 from farworld.video import encode_mp4
 
@@ -96,7 +96,7 @@ def write_report(
         parts.append("<h2>Videos</h2><p>From left to right: truth, dream, and their difference (grey is none).</p>")
         parts.append(f'<div class="row">{"".join(_video(name, frames) for name, frames in videos.items())}</div>')
     # In a script element only its own end has to be kept from ending it.
-    data = json.dumps(to_json({**facts, "results": list(results)})).replace("</", "<\\/")
+    data = json_line({**facts, "results": list(results)}).replace("</", "<\\/")
     parts.append(f"{DATA_BEGINS}{data}{DATA_ENDS}</body></html>\n")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(parts), encoding="utf-8")
