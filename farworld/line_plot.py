@@ -13,6 +13,7 @@ COLOURS = ("#2f6fb7", "#d9822b", "#3a9d5d", "#b8433f", "#7d5fb2", "#8a6d4f", "#c
 MARGIN = (34, 16, 44, 62)  # pixels above, right, below and left of the plot's area
 LEGEND_LINE = 18  # pixels
 TICKS = 6  # about
+LABEL_ROOM = 0.85  # of the width, behind which labels stand at the left of their points
 
 
 def line_plot(
@@ -98,7 +99,10 @@ def line_plot(
                 continue
             parts.append(f'<circle cx="{across(x):.1f}" cy="{down(y):.1f}" r="3.5" fill="{colour}"/>')
             if i < len(beside):
-                parts.append(f'<text x="{across(x) + 6:.1f}" y="{down(y) - 6:.1f}">{escape(beside[i])}</text>')
+                # At its right, where there is room.
+                side, anchor = (6, "start") if across(x) < left + LABEL_ROOM * plot_width else (-6, "end")
+                place = f'x="{across(x) + side:.1f}" y="{down(y) - 6:.1f}" text-anchor="{anchor}"'
+                parts.append(f"<text {place}>{escape(beside[i])}</text>")
         row = height + LEGEND_LINE * index + 8
         parts.append(f'<path d="M{left} {row - 4}h18" stroke="{colour}" stroke-width="3"/>')
         parts.append(f'<text x="{left + 24}" y="{row}">{escape(name)}</text>')

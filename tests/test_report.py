@@ -166,6 +166,8 @@ def test_points_stay_inside_and_ticks_are_round():
     assert len(marks) == 2
     assert all(0 < float(mark.get("cx")) < width and 0 < float(mark.get("cy")) < height for mark in marks)
     words = [text.text for text in root.iter(f"{SVG}text")]
+    ends = {text.text: float(text.get("x")) for text in root.iter(f"{SVG}text") if text.get("text-anchor") == "end"}
+    assert ends["&"] < float(marks[1].get("cx"))  # what stands at the right edge is written at its left
     assert {"<t>", "a", "4 steps", "&", "150", "300", "−0.02", "0.04"} <= set(words)
 
 

@@ -529,10 +529,8 @@ def frames_per_second(
 def trade_off(results: Mapping[int, Mapping[str, Any]], speeds: Mapping[int, float]) -> dict[str, Any]:
     """Quality against speed, of results by their denoising steps and of frames a second by the same."""
     shown = [key for key in next(iter(results.values()))["summary"] if key.startswith(("teco.", "far."))]
-    rows = [
-        {"steps": steps, "frames/s": speeds[steps], **{key: result["summary"][key] for key in shown}}
-        for steps, result in results.items()
-    ]
+    figures = {key: {steps: result["summary"][key] for steps, result in results.items()} for key in shown}
+    names = {steps: f"{steps} steps" if steps > 1 else "1 step" for steps in results}
     plots = [
         {
             "title": f"{LABELS[metric]} against speed",
@@ -541,24 +539,27 @@ def trade_off(results: Mapping[int, Mapping[str, Any]], speeds: Mapping[int, flo
             "log_x": True,
             "marks": True,
             "lines": {
-                mode: [[row["frames/s"], row[f"{mode}.{metric}"]] for row in rows]
+                mode: [[speeds[steps], value] for steps, value in figures[f"{mode}.{metric}"].items()]
                 for mode in ("teco", "far")
-                if f"{mode}.{metric}" in shown
+                if f"{mode}.{metric}" in figures
             },
-            "labels": {"teco": [f"{steps} steps" if steps > 1 else "1 step" for steps in results]},
+            "labels": {"teco": list(names.values())},
         }
         for metric in LABELS
-        if f"teco.{metric}" in shown
+        if f"teco.{metric}" in figures
     ]
     best = {}
-    for key in shown:
-        sign = -1 if key.rpartition(".")[2] in SMALLER_IS_BETTER else 1
-        best[f"steps of the best {key}"] = rows[int(np.argmax([sign * row[key] for row in rows]))]["steps"]
+    for key, values in figures.items():
+        smaller = key.rpartition(".")[2] in SMALLER_IS_BETTER
+        best[f"steps of the best {key}"] = sorted(values, key=values.__getitem__, reverse=not smaller)[0]
     return {
         "name": "quality against speed",
         "summary": best,
         "series": {},
-        "table": rows,
+        "table": [
+            {"figure": figure, **{names[steps]: value for steps, value in values.items()}}
+            for figure, values in {"frames/s": speeds, **figures}.items()
+        ],
         "notes": ["Frames a second are those of one stream on this machine, from the median time of a frame."],
         "plots": plots,
     }
