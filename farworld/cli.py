@@ -37,7 +37,7 @@ The run's folder holds checkpoints/, logs/ (TensorBoard), samples/ and, at the e
 a checkpoint is. An interrupted run goes on with --resume.""",
 )
 app.command(
-    "farworld.train.eval_cli:evaluate",
+    "farworld.train.eval_cli:evaluation",
     name="eval",
     help="Measure how good a world model is on recorded episodes that it was not trained on.",
 )

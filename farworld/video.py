@@ -1,12 +1,13 @@
-"""Frames to files that people look at: mp4, PNG, contact sheets; and pictures back from PNG."""
+"""Frames to files that people look at: mp4, PNG, contact sheets; and pictures back from mp4 and PNG."""
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 
@@ -15,13 +16,14 @@ class VideoWriter:
     """Write frames to an H.264 mp4; use as a context manager.
 
     Args:
-        path: the file to write.
+        path: the file to write, or an open one.
         frames_per_second: the speed of the video.
         height: of the frames, in pixels.
         width: of the frames, in pixels.
         scale: each pixel becomes scale x scale pixels, so that small frames survive the codec and the player.
         lossless: keep every pixel, as RGB, which browsers and many players don't show.
         keyframe_interval: frames from one that is decoded without others to the next; None leaves it to the codec.
+        crf: how much may be lost, from 0 to 51; 23 is the codec's own choice.
 
     Raises:
         ValueError: the size is odd (H.264 needs even, unless lossless), or not positive.
@@ -29,7 +31,7 @@ class VideoWriter:
 
     def __init__(
         self,
-        path: str | os.PathLike,
+        path: str | os.PathLike | BinaryIO,
         frames_per_second: float,
         height: int,
         width: int,
@@ -37,6 +39,7 @@ class VideoWriter:
         scale: int = 1,
         lossless: bool = False,
         keyframe_interval: int | None = None,
+        crf: int = 16,
     ) -> None:
         odd = not lossless and (height * scale % 2 or width * scale % 2)
         if scale < 1 or height < 1 or width < 1 or odd:
@@ -46,11 +49,15 @@ class VideoWriter:
         self._av = av
         self._shape = (height, width, 3)
         self._scale = scale
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self._lossless = lossless
         self._closed = False
-        self._container = av.open(os.fspath(path), "w")
+        if isinstance(path, (str, os.PathLike)):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            self._container = av.open(os.fspath(path), "w")
+        else:
+            self._container = av.open(path, "w", format="mp4")
         rate = Fraction(frames_per_second).limit_denominator(1001)
-        codec, options = ("libx264rgb", {"qp": "0"}) if lossless else ("libx264", {"crf": "16"})
+        codec, options = ("libx264rgb", {"qp": "0"}) if lossless else ("libx264", {"crf": str(crf)})
         if keyframe_interval is not None:
             options["g"] = str(keyframe_interval)
         self._stream = cast(Any, self._container.add_stream(codec, rate=rate, options=options))
@@ -70,6 +77,8 @@ class VideoWriter:
         if self._scale > 1:
             frame = frame.repeat(self._scale, 0).repeat(self._scale, 1)
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        if not self._lossless:  # as the ffmpeg command does it; left to itself the codec takes a coarser way
+            picture = picture.reformat(format="yuv420p", interpolation="BICUBIC")
         self._container.mux(self._stream.encode(picture))
 
     def close(self) -> None:
@@ -81,6 +90,23 @@ class VideoWriter:
             self._container.mux(self._stream.encode(None))
         finally:
             self._container.close()
+
+
+def encode_mp4(frames: np.ndarray, frames_per_second: float, *, scale: int = 1, crf: int = 16) -> bytes:
+    """The content of an H.264 mp4 file of frames (F, H, W, 3), uint8; see `VideoWriter`."""
+    file = io.BytesIO()
+    with VideoWriter(file, frames_per_second, *frames.shape[1:3], scale=scale, crf=crf) as video:
+        for frame in frames:
+            video.write(frame)
+    return file.getvalue()
+
+
+def decode_mp4(data: bytes) -> np.ndarray:
+    """The frames of an mp4 file's content: (F, H, W, 3), uint8."""
+    import av
+
+    with av.open(io.BytesIO(data), "r") as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def write_png(path: str | os.PathLike, frame: np.ndarray) -> None:

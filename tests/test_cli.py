@@ -34,7 +34,9 @@ def subcommands(parent=app, names=()):
             continue
         command = parent[name]
         inner = list(subcommands(command, (*names, name)))
-        yield from inner or [(*names, name)]
+        if command.default_command or not inner:
+            yield (*names, name)
+        yield from inner
 
 
 @pytest.fixture
@@ -64,7 +66,12 @@ def failing_info(monkeypatch):
         (["record", "--env", "Nope-v0", "--episodes", "1", "--out", "x"], "unknown environment 'Nope-v0'"),
         (["train", "--data", "nowhere", "--preset", "maze-xs", "--out", "x"], "no dataset at nowhere"),
         (["bench", "play", "--ckpt", "x", "--frames", "0"], "--frames must be 1 or more, got 0"),
-        (["eval", "--ckpt", "x", "--data", "y"], "--one-step is the only protocol so far"),
+        (["eval", "--ckpt", "no-such-world", "--data", "y"], "unknown world 'no-such-world'"),
+        (["eval", "--ckpt", "x", "--data", "y", "--context", "0"], "--context must be 1 or more, got 0"),
+        (["eval", "--ckpt", "x", "--data", "y", "--pareto", "--steps", "3"], "--pareto stands for --steps 1 2 4"),
+        (["eval", "--ckpt", "x", "--data", "y", "--one-step", "--steps", "1", "2"], "--one-step takes one number"),
+        (["eval", "--ckpt", "dmlab", "--data", "y", "--i3d", "z"], "no dataset at y"),
+        (["eval", "compare", "before.json", "after.html"], "no results at before.json"),
     ],
 )
 def test_bad_input_is_one_red_line_and_exit_code_2(monkeypatch, capsys, tmp_path, arguments, complaint):
@@ -139,7 +146,7 @@ def test_a_closed_pipe_is_no_error_message(monkeypatch, capsys, failing_info):
 
 def test_the_commands_are_those_that_the_readme_lists():
     listed = re.findall(r"^\| `farworld ([a-z ]+)` \|", README, flags=re.MULTILINE)
-    names = {"data" if names[0] == "data" else " ".join(names) for names in subcommands()}
+    names = {names[0] if names[0] in ("data", "eval") else " ".join(names) for names in subcommands()}
     assert sorted(listed) == sorted(names)
 
 
@@ -161,7 +168,12 @@ main()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "needed"), [(["--help"], "farworld.cli"), (["play", "--help"], "farworld.play.cli")]
+    ("arguments", "needed"),
+    [
+        (["--help"], "farworld.cli"),
+        (["play", "--help"], "farworld.play.cli"),
+        (["eval", "--help"], "farworld.train.eval_cli"),
+    ],
 )
 def test_help_does_not_wait_for_torch(arguments, needed):
     result = subprocess.run(

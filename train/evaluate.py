@@ -12,6 +12,7 @@ from farworld.dataset import Dataset
 from farworld.rollout import Rollout
 from farworld.world_model import WorldModel
 
+SSIM_REACH = 5  # pixels from the middle of SSIM's window to its edge
 MAX_PSNR = 100.0  # of an exact frame, which would be infinite
 
 
@@ -19,20 +20,30 @@ def psnr(predicted: Tensor, truth: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of frames (N, H, W, 3), uint8, in dB, (N,)."""
     from torchmetrics.functional.image import peak_signal_noise_ratio
 
-    values = [
-        peak_signal_noise_ratio(a.float(), b.float(), data_range=255.0) for a, b in zip(predicted, truth, strict=True)
-    ]
-    return torch.stack(values).clamp(max=MAX_PSNR)
+    values = peak_signal_noise_ratio(
+        predicted.float(), truth.float(), data_range=255.0, reduction="none", dim=(1, 2, 3)
+    )
+    return values.clamp(max=MAX_PSNR)
 
 
-def ssim(predicted: Tensor, truth: Tensor) -> Tensor:
-    """Structural similarity of frames (N, H, W, 3), uint8, (N,)."""
+def ssim(predicted: Tensor, truth: Tensor, *, borders: bool = True) -> Tensor:
+    """Structural similarity of frames (N, H, W, 3), uint8, (N,), windows of 11×11 pixels.
+
+    Args:
+        predicted: at least 11 pixels high and wide.
+        truth: likewise.
+        borders: count places where the window reaches over the border, where the frame is mirrored, too, as
+            torchmetrics does since 1.5, and FAR's evaluation with it; else only where it fits, as the measure was
+            published, and as TECO's evaluation does.
+    """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     a, b = (frames.permute(0, 3, 1, 2).float() for frames in (predicted, truth))
-    similarity = structural_similarity_index_measure(a, b, data_range=255.0, reduction="none")
-    assert isinstance(similarity, Tensor)
-    return similarity
+    _, places = structural_similarity_index_measure(a, b, data_range=255.0, reduction="none", return_full_image=True)
+    assert isinstance(places, Tensor) and places.shape == a.shape
+    if not borders:
+        places = places[..., SSIM_REACH:-SSIM_REACH, SSIM_REACH:-SSIM_REACH]
+    return places.flatten(1).mean(dim=1)
 
 
 def one_step(
