@@ -37,6 +37,13 @@ The run's folder holds checkpoints/, logs/ (TensorBoard), samples/ and, at the e
 a checkpoint is. An interrupted run goes on with --resume.""",
 )
 app.command(
+    "farworld.train.recipe_cli:recipe",
+    name="recipe",
+    help="""Make a bundled world from nothing: record, train, teach few steps, evaluate, export.
+
+It can be stopped at any time (--minutes, Ctrl-C, SIGTERM, a crash), and the same command goes on, anywhere.""",
+)
+app.command(
     "farworld.train.eval_cli:evaluate",
     name="eval",
     help="Measure how good a world model is on recorded episodes that it was not trained on.",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -71,10 +72,12 @@ class DoomEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
     POLICIES: tuple[str, ...] = POLICIES
 
     def __init__(self, render_mode: str | None = None, **kwargs: Any) -> None:
+        import vizdoom
         from vizdoom.vizdoom import GameVariable
 
         self._pose_variables = (GameVariable.POSITION_X, GameVariable.POSITION_Y, GameVariable.ANGLE)
-        settings = {
+        settings: dict[str, Any] = {
+            "doom_game_path": str(Path(vizdoom.__file__).with_name("freedoom2.wad")),  # wherever a doom2.wad is
             "frame_skip": FRAME_SKIP,
             "available_buttons": list(BUTTONS),
             "render_weapon": True,
@@ -120,7 +123,7 @@ class DoomEnv(gymnasium.Env[dict[str, np.ndarray], np.int64]):
 
     @property
     def pose(self) -> tuple[float, float, float]:
-        """x and y in map units, and the heading in degrees, 0 along x, counter-clockwise."""
+        """Where the body is, x and y in map units, and its heading in degrees, 0 along x, counter-clockwise."""
         x, y, heading = (self._game.get_game_variable(variable) for variable in self._pose_variables)
         return x, y, heading
 
