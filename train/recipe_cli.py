@@ -75,12 +75,16 @@ def recipe(
                 if not out_of_time():
                     raise
                 report = run.report(rounds)
+            if not report["finished"] and (so_far := run.export_so_far(rounds)):
+                report["so_far"] = str(so_far)
     if json:
         print_json(report)
     elif report["finished"]:
         print(f"{name} is finished; play it: farworld play --ckpt {out}")
     else:
         print(f"done so far: {', '.join(report['done']) or 'nothing'}; the same command goes on")
+        if "so_far" in report:
+            print(f"play what it has learnt: farworld play --ckpt {report['so_far']}")
 
 
 def _cores() -> int:

@@ -8,6 +8,8 @@
     RUN/few-step-1/     the training of round 1 that goes on from there, and so on
     RUN/evaluation.json scores on the held-out episodes
     RUN/world/          the world, with its card
+    RUN/so-far/         the averaged weights of a training that a sitting left unfinished, as a world to look at or
+                        to begin with somewhere else
 
 A round records new episodes and goes on with the weights of the round before, so that a longer run sees new worlds.
 """
@@ -35,11 +37,13 @@ from farworld.envs.recorder import record
 from farworld.lock import lock_folder
 from farworld.train.autoencoder import STATISTICS
 from farworld.train.evaluate import one_step
+from farworld.train.export import export_unfinished
 from farworld.train.pipeline import open_run, run_stages
 from farworld.train.ranks import Ranks
 from farworld.train.recipes.card import write_card
 from farworld.train.recipes.recipe import Order, Recipe
 from farworld.train.run import Run, write_json
+from farworld.train.world import STAGE as WORLD_STAGE
 
 STAGES = ("record", "autoencoder", "latents", "world", "few-step", "evaluate")
 EVALUATED_STEPS = (1, 2, 4)  # denoising steps a frame
@@ -155,6 +159,26 @@ class RecipeRun:
             report |= json.loads((self._out / EVALUATION_FILE).read_text(encoding="utf-8"))
             report["world"] = str(self._out / "world")
         return report
+
+    def export_so_far(self, rounds: int) -> Path | None:
+        """Write `so-far/`, if the next step is a training that has begun.
+
+        Returns:
+            The world's folder, or None.
+        """
+        done = self._done()
+        step = next((step for step in self.steps(rounds) if step.name not in done), None)
+        if step is None or step.stage not in ("world", "few-step"):
+            return None
+        round_number = sum(name.startswith("evaluate-") for name in done) + 1
+        path = self._out / ("base" if step.stage == "world" else step.name)
+        if not any(path.glob(f"checkpoints/{WORLD_STAGE}-*.pt")):
+            return None
+        dataset = Dataset(self._out / f"data-{round_number}")
+        run = open_run(path, None, [], resume=True, stage=WORLD_STAGE, data=dataset, ranks=self._ranks)
+        with contextlib.closing(run):
+            export_unfinished(run, dataset, self._out / "so-far")
+        return self._out / "so-far"
 
     def _done(self) -> list[str]:
         file = self._out / DONE_FILE
