@@ -80,6 +80,7 @@ class Cuts:
         self.step = run_module.train_step
 
     def __call__(self, *args, **kwargs):
+        """As `farworld.train.run.train_step`, if it is not cut."""
         if not self.left:
             self.left = self.every
             raise KeyboardInterrupt
