@@ -219,11 +219,13 @@ def test_the_command_needs_neither_pygame_nor_opencv_nor_av_and_stops_in_time(tm
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
-def test_sigterm_ends_it_like_ctrl_c(tmp_path):
+def test_sigterm_ends_it_like_ctrl_c_also_in_the_background(tmp_path):
+    """A shell starts its background jobs deaf to Ctrl-C."""
     out = tmp_path / "run"
     process = subprocess.Popen(
         command("--out", str(out), *[text.replace("0.0005", "100") for text in TOY]), cwd=ROOT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (out / "held-out/dataset.json").is_file() and time.monotonic() < deadline:

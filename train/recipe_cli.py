@@ -109,11 +109,14 @@ def stopped_after(minutes: float | None) -> Iterator[Callable[[], bool]]:
 
     timer = threading.Timer(0 if minutes is None else 60 * minutes, stop)
     timer.daemon = True
-    before = signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, end), signal.getsignal(signal.SIGINT)
+    if before[1] is signal.SIG_IGN:  # as a shell's background jobs have it, which then could not be stopped
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if minutes is not None:
         timer.start()
     try:
         yield came.is_set
     finally:
         timer.cancel()
-        signal.signal(signal.SIGTERM, before)
+        for kind, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(kind, handler)
