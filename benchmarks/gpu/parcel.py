@@ -4,9 +4,9 @@
     python benchmarks/gpu/parcel.py unpack OUT RUN        here
     python benchmarks/gpu/parcel.py compare WORLD WORLD   plays both, headless, under the same keys
 
-What is packed, the most wanted first: the world or, of an unfinished run, `so-far`; scores, orders and logs; samples. The
-exported weights are the averaged ones, matrices in float16, so they travel as they are. What does not fit is left out
-and named.
+What is packed, the most wanted first: the world or, of an unfinished run, `so-far`; scores, orders and logs; samples.
+Exported weights are the averaged ones, matrices in float16, and travel as they are. What does not fit is left out and
+named.
 """
 
 from __future__ import annotations
