@@ -1,4 +1,6 @@
-"""A world of an official size with random weights, to measure speed with: python benchmarks/gpu/random_world.py SIZE OUT.
+"""A world of an official size with random weights, to measure speed with.
+
+    python benchmarks/gpu/random_world.py SIZE OUT
 
 far_b_long is the official DMLab size, 64×64 frames; far_m_long the official Minecraft one, 128×128.
 """

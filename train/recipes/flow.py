@@ -224,7 +224,7 @@ class RecipeRun:
         """Score the world of a round on the held-out episodes, and make it the run's."""
         source, data = self._out / f"few-step-{number}" / "world", Dataset(self._out / "held-out")
         world = load_world(source, device=self._ranks.device).model
-        episodes = list(range(len(data)))
+        episodes = list(range(self._order.scaled(self._recipe.held_out_episodes)))
         scores = {
             f"{steps}_steps": one_step(world, data, episodes, num_steps=steps) for steps in EVALUATED_STEPS
         }  # fmt: skip
