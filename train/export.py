@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,11 +15,8 @@ from farworld.models.autoencoder import Autoencoder
 from farworld.models.far import FAR
 from farworld.rollout import Rollout, denoise_clip
 from farworld.train import config as train_config
-from farworld.train.autoencoder import load_autoencoder
 from farworld.train.evaluate import one_step
 from farworld.train.run import Run, TrainState
-from farworld.train.world import STAGE as WORLD_STAGE
-from farworld.train.world import new_state, split_episodes
 from farworld.video import contact_sheet, write_png
 from farworld.world_model import WorldConfig, WorldModel
 
@@ -123,22 +119,6 @@ def export_world(
     contexts = [_context(data, episode, run.config.start_frames) for episode in held_out[: run.config.num_contexts]]
     save_world(run.world, world.config, transformer, autoencoder, contexts, _card(world, scores))
     return scores
-
-
-def export_unfinished(run: Run, data: Dataset, path: Path) -> None:
-    """Write the averaged weights of the run's last checkpoint as a world, unmeasured."""
-    state = new_state(run.config, len(data.spec.action_vocabulary), run.ranks)
-    stored = run.load_checkpoint(WORLD_STAGE)
-    assert stored is not None and state.average is not None
-    state.load_state_dict(stored)
-    transformer = state.average.module
-    assert isinstance(transformer, FAR)
-    training = {"config": train_config.to_json(run.config), "world": {"steps": state.step, "unfinished": True}}
-    world = assemble(run, data, transformer, load_autoencoder(run), training)
-    _, held_out = split_episodes(len(data), run.config.held_out_fraction)
-    contexts = [_context(data, episode, run.config.start_frames) for episode in held_out[: run.config.num_contexts]]
-    card = f"# {world.config.name}\n\nAn unfinished training, after {state.step} of {run.config.world_steps} steps.\n"
-    save_world(path, world.config, transformer, world.autoencoder, contexts, card)
 
 
 def _context(data: Dataset, episode: int, num_frames: int) -> Context:

@@ -37,11 +37,11 @@ from farworld.envs.recorder import record
 from farworld.lock import lock_folder
 from farworld.train.autoencoder import STATISTICS
 from farworld.train.evaluate import one_step
-from farworld.train.export import export_unfinished
 from farworld.train.pipeline import open_run, run_stages
 from farworld.train.ranks import Ranks
 from farworld.train.recipes.card import write_card
 from farworld.train.recipes.recipe import Order, Recipe
+from farworld.train.recipes.so_far import export_unfinished
 from farworld.train.run import Run, write_json
 from farworld.train.world import STAGE as WORLD_STAGE
 
