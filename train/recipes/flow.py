@@ -260,3 +260,4 @@ class RecipeRun:
             (new / f"LICENSE-{licence.split('/')[-2]}").write_text(text, encoding="utf-8")
         shutil.rmtree(world, ignore_errors=True)
         new.rename(world)
+        shutil.rmtree(self._out / "so-far", ignore_errors=True)
