@@ -72,6 +72,16 @@ def test_each_round_sees_new_episodes_and_goes_on_with_the_weights_of_the_one_be
     assert not all(torch.equal(learned[name], tensor) for name, tensor in first.items())
 
 
+def test_latents_are_not_encoded_twice(cooked):
+    """On a CPU that takes minutes; the few-step training begins with the autoencoder and the episodes of the base."""
+    base, few_step = (
+        json.loads((cooked / name / "latents/progress.json").read_text()) for name in ("base", "few-step-1")
+    )
+    assert base == few_step
+    files = [cooked / name / "latents/latents.f16" for name in ("base", "few-step-1")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
 class Cuts:
     """Interrupts a training before every so many steps."""
 

@@ -218,6 +218,8 @@ class RecipeRun:
             resume=begun, stage=stage, data=dataset, ranks=self._ranks, init=None if begun else init,
         )  # fmt: skip
         with contextlib.closing(run):
+            if init == str(self._out / "base") and not any(run.latents.iterdir()):  # same autoencoder, same episodes
+                shutil.copytree(self._out / "base" / run.latents.name, run.latents, dirs_exist_ok=True)
             run_stages(run, dataset, stage)
 
     def _evaluate(self, number: int) -> None:
