@@ -31,6 +31,7 @@ SHORT_NAMES = {
     "craftground": "farworld/CraftGround-v0",
     "crafter": "farworld/Crafter-v0",
     "dmlab": "farworld/DMLab-v0",
+    "doom": "farworld/Doom-v0",
     "luanti": "farworld/Luanti-v0",
     "memory-maze": "farworld/MemoryMaze-v0",
 }

@@ -49,6 +49,13 @@ app.command(
 Either --ckpt or --env is needed. In the window, F1 shows the keys. P pauses, N makes one step, R starts again, Tab
 takes the next start, H hides the bar, Esc or Q quits; a key that the world itself uses belongs to the world.""",
 )
+app.command(
+    "farworld.train.recipe_cli:recipe",
+    name="recipe",
+    help="""Make a bundled world from nothing: record, train, teach few steps, evaluate, export.
+
+It can be stopped at any time (--minutes, Ctrl-C, SIGTERM, a crash), and the same command goes on, anywhere.""",
+)
 app.command("farworld.ckpt_cli:ckpt", name="ckpt", help="Convert the official FAR weights into worlds.")
 app.command("farworld.bench:bench", name="bench", help="Measure speed end to end.")
 

@@ -111,16 +111,11 @@ def decode_mp4(data: bytes) -> np.ndarray:
 
 def write_png(path: str | os.PathLike, frame: np.ndarray) -> None:
     """Write one picture, (H, W, 3) uint8, as PNG."""
-    import av
+    from PIL import Image
 
-    codec = av.CodecContext.create("png", "w")
-    codec.height, codec.width = frame.shape[:2]
-    codec.pix_fmt, codec.time_base = "rgb24", Fraction(1)
-    picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-    packets = [*codec.encode(picture), *codec.encode(None)]
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"".join(bytes(packet) for packet in packets))
+    Image.fromarray(frame).save(path, format="PNG")
 
 
 def decode_png(data: bytes) -> np.ndarray:
@@ -129,16 +124,13 @@ def decode_png(data: bytes) -> np.ndarray:
     Raises:
         ValueError: it is not a PNG file.
     """
-    import av
+    from PIL import Image
 
-    codec = av.CodecContext.create("png", "r")
     try:
-        pictures = [*codec.decode(av.Packet(data)), *codec.decode(None)]
-    except av.error.FFmpegError as error:
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            return np.array(picture.convert("RGB"))
+    except (OSError, SyntaxError) as error:  # the latter for a chunk that is damaged
         raise ValueError(f"not a PNG file, or damaged ({error})") from error
-    if not pictures:
-        raise ValueError("expected a PNG file, got nothing")
-    return pictures[0].to_ndarray(format="rgb24")
 
 
 def contact_sheet(frames: Sequence[np.ndarray] | np.ndarray, columns: int, gap: int = 2) -> np.ndarray:

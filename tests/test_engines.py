@@ -43,6 +43,7 @@ ENGINES_HERE = [
     ("VizdoomMyWayHome-v1", 40, True, {"noop": (), "move_forward": ("up",), "move_left": ("a",)}),
     ("VizdoomDeathmatch-MultiBinary-v1", 40, True, {"move_forward+turn_left": ("up", "left"), "look_up_delta": ("w",)}),
     ("VizdoomFreedoom1E1M1-S1-v0", 40, True, {"use": ("e",), "attack": ("f",), "speed": ("left shift",)}),
+    ("doom", 40, True, {"noop": (), "forward_left": ("up", "left"), "strafe_left": ("a",), "shoot": ("space",)}),
     ("MiniWorld-FourRooms-v0", 40, True, {"turn_right": ("right",), "move_forward": ("up",)}),
     ("MiniWorld-PickupObjects-v0", 40, True, {"pickup": ("e",), "move_back": ("down",)}),
     ("memory-maze", 8, True, {"noop": (), "forward_left": ("up", "left")}),
@@ -62,7 +63,7 @@ def test_an_engine_is_recorded(tmp_path, name, num_frames, is_exact, keys):
     found = {action.name: action.keys for action in dataset.spec.action_vocabulary.actions}
     assert {name: found.get(name) for name in keys} == keys
     assert dataset.spec.env_version and dataset.spec.frames_per_second > 1
-    assert dataset.spec.action_space and dataset.episode(0).policy == "random"
+    assert dataset.spec.action_space and dataset.episode(0).policy == ("explore" if name == "doom" else "random")
     if is_exact:
         again = record_engine(name, tmp_path / "two", num_frames=num_frames, size=64)
         assert again.path(0).read_bytes() == dataset.path(0).read_bytes()
@@ -109,6 +110,55 @@ def test_the_pace_of_a_game_that_skips_frames_is_divided():
         env = PixelEnv(EnvSettings(env_id=resolve_or_skip("VizdoomBasic-v1"), env_args={"frame_skip": 5}))
         env.close()
     assert env.spec.frames_per_second == 7
+
+
+@pytest.fixture
+def doom():
+    """The house of Doom at the start of an episode, by its action names."""
+    env = PixelEnv(EnvSettings(env_id=resolve_or_skip("doom"), size=64))
+    first = env.reset(3)
+    index = {name: i for i, name in enumerate(env.table.vocabulary.names)}
+    yield first, lambda name, times=1: [env.step(index[name])[0] for _ in range(times)]
+    env.close()
+
+
+def test_what_is_shot_in_doom_stays_shot_and_an_idle_player_sees_nothing_move(doom):
+    """The pistol is drawn already when the episode begins; a hole is there after a look aside."""
+    first, act = doom
+    assert all(np.array_equal(first, frame) for frame in act("noop", 3))
+    flashes = act("shoot", 6)
+    assert max(difference(first, frame) for frame in flashes) > 3
+    shot = act("noop", 8)[-1]
+    holes = np.abs(shot.astype(int) - first).max(axis=2) > 20
+    assert 1 <= holes.sum() < 100
+    act("turn_left", 6), act("noop", 2), act("turn_right", 6)
+    assert np.array_equal(act("noop", 2)[-1], shot)
+
+
+def count_returns(frames):
+    """How many frames show, to the bit, what was seen some steps ago and not all the time since."""
+    flat = frames.reshape(len(frames), -1)
+    last = {t: np.flatnonzero((flat[: t - 6] == flat[t]).all(axis=1)) for t in range(7, len(flat))}
+    return sum(len(seen) > 0 and not (flat[seen[-1] : t] == flat[t]).all() for t, seen in last.items())
+
+
+def test_the_policies_of_doom_press_every_key_and_walk_through_the_house(tmp_path):
+    """Data that lack a key teach nothing of it."""
+    settings = {"num_frames": 300, "size": 64}
+    explored = record_engine("doom", tmp_path / "explore", episodes=4, policy="explore", **settings)
+    actions = np.concatenate([explored.actions(i) for i in range(4)])
+    shares = np.bincount(actions, minlength=10) / len(actions)
+    assert shares.min() > 0.01 and shares[1] < 0.5
+    pictures = np.stack([explored.frames(i)[-1] for i in range(4)]).astype(int)
+    assert min(difference(a, b) for k, a in enumerate(pictures) for b in pictures[:k]) > 5
+    revisited = record_engine("doom", tmp_path / "revisit", episodes=4, policy="revisit", **settings)
+    assert sum(count_returns(revisited.frames(i)) for i in range(4)) > 4
+    with pytest.raises(ValueError, match="policies of Doom are explore, revisit"):
+        env = PixelEnv(EnvSettings(env_id="farworld/Doom-v0"))
+        try:
+            env.env.unwrapped.policy("tour", np.random.default_rng(0))
+        finally:
+            env.close()
 
 
 @pytest.mark.parametrize("name", ["MemoryMaze-9x9-v0", "memory_maze.tasks:memory_maze_9x9"])

@@ -155,7 +155,8 @@ def _key(autoencoder: Autoencoder, data: Dataset) -> str:
     """Names the weights and the episodes that a cache was made from."""
     digest = hashlib.sha256(data.fingerprint.encode())
     for tensor in autoencoder.state_dict().values():
-        digest.update(tensor.detach().cpu().numpy().tobytes())
+        # As exported worlds have them: a run that goes on with a world's own autoencoder can take over its latents.
+        digest.update(tensor.detach().cpu().half().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -80,6 +80,13 @@ ENGINES = (
         wrap=vizdoom.VizdoomFrames,
     ),
     Engine(
+        prefixes=("farworld/Doom",),
+        module="vizdoom.gymnasium_wrapper",
+        package="vizdoom",
+        extra="vizdoom",
+        arguments=vizdoom.arguments,
+    ),
+    Engine(
         prefixes=("MiniWorld-", "miniworld:"),
         module="miniworld",
         package="miniworld",
