@@ -463,8 +463,10 @@ class Rollout:
     def _settle(self) -> None:
         """Put all past frames into the cache now, and not with the next frame."""
         if self._fine_end <= self.frame_index:
-            self._cache.claim(self._cache.scratch_slot, torch.tensor([EMPTY]))  # the newest frame while it was noisy
-            self._run(None, 0, first=True)
+            actions = torch.full_like(self._actions[-1], self.world.config.model.null_action)
+            self._run(
+                (torch.zeros_like(self._latents[-1]), actions), 0, first=True
+            )  # as what comes next, whatever it is
 
     def _adopt(self, stream: int, single: Rollout) -> None:
         """Let a stream go on as a rollout of one stream would; both are settled."""

@@ -107,16 +107,25 @@ class Forbidding(TorchDispatchMode):
 def test_nothing_on_the_device_is_float64_or_read_back(case, static, monkeypatch):
     """What MPS can't do, and what would make a GPU wait; on the device that has no numbers at all."""
     model, settings = CASES[case]
-    for most_rows in (0, 512):
+    for most_rows in (0, 512) if case == "told the step, noised context" else (512,):
         monkeypatch.setattr(modulation_table, "MOST_ROWS", most_rows)
-        world = tiny_world(**model).to("meta")
-        latents = torch.zeros(2, 5, 4, 4, 4, device="meta")
-        with Forbidding("meta", captured=False) as mode:
-            rollout = Rollout(world, batch_size=2, num_steps=2, context_frames=9, static=static, **settings)
-            rollout.prime_latents(latents, torch.zeros(2, 5, dtype=torch.int64))
-            for _ in range(6):
-                assert rollout.step_latents(0).device.type == "meta"
-        assert mode.count > 1000
+        world = tiny_world(**{"num_layers": 1, **model}).to("meta")
+        frames, actions = torch.zeros(2, 5, 16, 16, 3, dtype=torch.uint8), torch.zeros(2, 4, dtype=torch.int64)
+        for layout in ("sliding",) if static or settings.get("sink_frames") else ("sliding", "anchored"):
+            with Forbidding("meta", captured=False) as mode:
+                rollout = Rollout(
+                    world, batch_size=2, num_steps=2, context_frames=9, static=static, layout=layout, **settings
+                )
+                rollout.prime(frames, actions)
+                if not rollout.sink_frames:
+                    rollout.reset_stream(0, frames[0, :4], actions[0, :3])
+                for _ in range(3):
+                    latents = rollout.step_latents(0)
+                start = rollout.snapshot()
+                rollout.step_latents(0)
+                rollout.restore(start)
+                assert world.decode(latents).device.type == "meta"
+            assert mode.count > 500
         if static:  # what a graph would hold: it also touches no tensor on the CPU
             with torch.inference_mode(), Forbidding("meta", captured=True) as mode:
                 rollout._static._frame()
