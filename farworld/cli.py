@@ -37,9 +37,9 @@ The run's folder holds checkpoints/, logs/ (TensorBoard), samples/ and, at the e
 a checkpoint is. An interrupted run goes on with --resume.""",
 )
 app.command(
-    "farworld.train.eval_cli:evaluate",
+    "farworld.train.exams.cli:app",
     name="eval",
-    help="Measure how good a world model is on recorded episodes that it was not trained on.",
+    help="Measure how good a world model is, on recorded episodes or in an exam.",
 )
 app.command(
     "farworld.play.cli:play",

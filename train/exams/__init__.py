@@ -1,0 +1,1 @@
+"""Exams: what a world model must be able to do, judged against the real environment under the same keys."""
