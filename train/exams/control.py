@@ -49,6 +49,7 @@ START_FRAMES = 8  # true ones before the dream
 ALIKE = 0.3  # share of mutual mistakes, of 0.5 for actions that nobody can tell apart, from which actions are merged
 LARGEST_LAG = 4  # frames
 NO_LAG = 0.2  # correlation below which the picture does not follow the keys at all
+SIGNIFICANCE = 4.0  # standard errors of a correlation of nothing, which it must also exceed
 
 
 def alike(counts: np.ndarray) -> np.ndarray:
@@ -124,7 +125,8 @@ def control(
     read = read_actions(judge, np.concatenate([walks.frames[:, START_FRAMES - 1 : START_FRAMES], drawn], axis=1))
     dreamed = confusion(read, labels, len(vocabulary))
     lags, lag_walk = _measure_lag(predictor, env, streams, num_frames, seed, noise_seed, advance)
-    lag = int(lags.argmax()) if lags.max() >= NO_LAG else None
+    by_chance = SIGNIFICANCE / np.sqrt(streams * (num_frames - LARGEST_LAG))
+    lag = int(lags.argmax()) if lags.max() >= max(NO_LAG, by_chance) else None
     right = (group[read] == group[labels]) & (labels >= 0)
     known = (labels >= 0).sum(axis=0)
     summary: dict[str, Any] = {

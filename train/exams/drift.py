@@ -139,12 +139,15 @@ def bands(real: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
     return found
 
 
+def _is_inside(values: np.ndarray, band: tuple[float, float]) -> np.ndarray:
+    return (values >= band[0]) & (values <= band[1])
+
+
 def lifetimes(spans: dict[str, np.ndarray], band: dict[str, tuple[float, float]]) -> dict[str, np.ndarray]:
     """Frames until each statistic of each stream, (B, spans), is out of its band for good, (B,), int."""
     found = {}
     for name, values in spans.items():
-        low, high = band[name]
-        inside = (values >= low) & (values <= high)
+        inside = _is_inside(values, band[name])
         last = inside.shape[1] - np.argmax(inside[:, ::-1], axis=1)
         found[name] = np.where(inside.any(axis=1), last, 0) * SPAN_FRAMES
     return found
@@ -199,12 +202,13 @@ def drift(
     dreamed = span_statistics(frames, num_frames, round_trip)
     rows: list[dict[str, Any]] = []
     series: dict[str, list[float]] = {"frame": numbers(np.arange(1, num_frames // SPAN_FRAMES + 1) * SPAN_FRAMES)}
-    alive, true_alive, first_out = [], [], []
+    alive, true_alive, inside, first_out = [], [], [], []
     for place, name in enumerate(keys):
         own = {fact: values[place * streams : (place + 1) * streams] for fact, values in dreamed.items()}
         life, true_life = lifetimes(own, band[name]), lifetimes(true[name], band[name])
         alive.append(np.stack([*life.values()]).min(axis=0))
         true_alive.append(np.stack([*true_life.values()]).min(axis=0))
+        inside.append(np.stack([_is_inside(own[fact], band[name][fact]) for fact in own]).all(axis=0))
         first_out += [min(life, key=lambda fact, i=i: life[fact][i]) for i in range(streams)]  # type: ignore[misc]
         for fact, values in own.items():
             low, high = band[name][fact]
@@ -217,7 +221,7 @@ def drift(
                         "first_span": values[:, 0].mean(), "last_span": values[:, -1].mean(),
                         "lifetime_median": float(np.median(life[fact])), "lifetime_min": float(life[fact].min()),
                         "true_lifetime_median": float(np.median(true_life[fact])),
-                        "inside": float(((values >= low) & (values <= high)).mean()),
+                        "inside": float(_is_inside(values, (low, high)).mean()),
                     }
                 )
             )  # fmt: skip
@@ -226,12 +230,12 @@ def drift(
         "lifetime_median": float(np.median(every)), "lifetime_min": float(every.min()),
         "true_lifetime_median": float(np.median(everyone)), "true_lifetime_min": float(everyone.min()),
         **{f"{name}_lifetime_median": float(np.median(values)) for name, values in zip(keys, alive, strict=True)},
-        "inside": float(np.mean([row["inside"] for row in rows])), "frames": num_frames,
+        "inside": float(np.mean(inside)), "frames": num_frames,
     }  # fmt: skip
     notes = [
         f"lifetime: frames until a statistic has left its band for good, in spans of {SPAN_FRAMES} frames; at most "
         f"{num_frames // SPAN_FRAMES * SPAN_FRAMES}; true_lifetime is that of the true episodes of the same starts and "
-        "keys",
+        "keys; inside is the share of spans with every statistic in its band",
         f"bands: {QUANTILES[0]:.0%} to {QUANTILES[1]:.0%} of {real_episodes} real episodes of each script, "
         f"{BAND_MARGIN:.0%} of the width wider on either side",
         f"{streams} streams a script ({', '.join(keys)}), {START_FRAMES} true frames before, seeds from {seed} on",

@@ -120,7 +120,8 @@ def revisit(
         series[f"frames since seen, {label}"] = numbers(age)
         for name, values in scores.items():
             series[f"{name} PSNR, {label}"] = numbers(values.mean(axis=0))
-        for phase, part in (("way back", slice(0, back)), ("circle", slice(back, None))):
+        # The circle's last frame is left out: on the spot it is the one on the screen when the dream began.
+        for phase, part in (("way back", slice(0, back)), ("circle", slice(back, -1))):
             if truth[:, part].shape[1]:
                 rows.append(
                     _row(steps, phase, age[part], {n: v[:, part] for n, v in scores.items()}, dreams, truth, part)
@@ -130,7 +131,7 @@ def revisit(
         f"{streams} walks each, seeds from {seed} on; a circle is {turns} turns; true frames up to the farthest point, "
         "the others dreamed; 0 frames since seen stands for never",
         f"a PSNR of {MAX_PSNR:g} is an exact copy; walks whose way back is not the way out within {SAME_PSNR:g} dB are "
-        "left out",
+        "left out; the table leaves out the last frame of the circle, which is the walk's first view",
         "videos: truth, dream" + (", dream with a short memory" if short_memory is not None else ""),
     ]
     return ExamResult(

@@ -1,0 +1,319 @@
+"""The exams: the truth and broken predictors get the scores that they deserve."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from exam_predictors import Fading, Forgetful, Frozen, Late, Noise, Shuffled, Truth, maze, voxel
+
+from farworld.train.exams import control, dig, drift, inverse_dynamics, revisit
+from farworld.train.exams.walks import (
+    EXAM_SEED,
+    check_world_fits,
+    exam_settings,
+    side_by_side,
+    take_walk,
+    turns_of_a_circle,
+)
+
+
+def check_report(result):
+    """What the HTML report relies on."""
+    report = json.loads(json.dumps(result.report))
+    assert set(report) == {"name", "summary", "series", "table", "notes"}
+    assert all(isinstance(value, int | float) for value in report["summary"].values())
+    assert all(isinstance(x, int | float) for values in report["series"].values() for x in values)
+    assert all(isinstance(row, dict) for row in report["table"]) and all(isinstance(n, str) for n in report["notes"])
+    for frames in result.videos.values():
+        assert frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[3] == 3
+        assert frames.shape[1] % 2 == frames.shape[2] % 2 == 0  # as H.264 has it
+    return report
+
+
+# revisit
+
+
+@pytest.mark.parametrize(("make_env", "turns"), [(maze, 18), (voxel, 24)])
+def test_the_truth_recalls_everything_and_noise_nothing(make_env, turns):
+    env = make_env()
+    assert turns_of_a_circle(env) == turns
+    result = revisit.revisit(Truth(make_env), env, streams=2, short_memory=Noise(), steps_out=(0, 3))
+    report = check_report(result)
+    assert [(row["steps_out"], row["phase"]) for row in report["table"]] == [
+        (0, "circle"), (3, "way back"), (3, "circle")
+    ]  # fmt: skip
+    for row in report["table"]:
+        assert row["dream_psnr"] == 100 and row["dream_ssim"] == pytest.approx(1, abs=1e-3)
+        assert row["short_memory_psnr"] < 12 and row["best_context_frame_psnr"] >= 40
+        assert row["gain_db"] == pytest.approx(row["dream_psnr"] - row["short_memory_psnr"], abs=1e-3)
+    assert report["summary"]["full_turn_gain_db"] > 85
+    assert report["summary"]["way_back_dream_psnr"] == 100
+    assert len(report["series"]["dream PSNR, 3 steps out"]) == 3 + turns
+    assert result.videos["revisit, on the spot"].shape == (turns, 32, 32 * 3 + 2 * 2, 3)
+
+
+def test_frames_since_seen_count_from_when_the_same_picture_was_last_shown():
+    """The plan's arithmetic against a search through the frames themselves."""
+    env = maze()
+    walks = revisit.find_round_trips(env, 3, 1, EXAM_SEED)
+    result = revisit.revisit(Frozen(), env, streams=1, steps_out=(3,))
+    frames, context = walks.frames[0], 18 + 3 + 1
+    expected = []
+    for t in range(context, len(frames)):
+        error = np.abs(frames[:context].astype(int) - frames[t]).mean(axis=(1, 2, 3))
+        expected.append(t - int(np.flatnonzero(error < 0.5).max()))
+    assert result.report["series"]["frames since seen, 3 steps out"] == expected
+    assert expected[:4] == [2, 4, 6, 24]
+
+
+def test_a_predictor_that_freezes_scores_what_copying_the_last_frame_does():
+    row = revisit.revisit(Frozen(), maze(), streams=2, steps_out=(0,)).report["table"][0]
+    assert row["dream_psnr"] == row["copy_last_psnr"] < 20 < row["best_context_frame_psnr"]
+    assert "gain_db" not in row
+
+
+def test_a_world_that_cannot_walk_backwards_comes_back_turned_around():
+    """TECO's vocabulary: what is seen on that way back is new, and counts as never seen."""
+    env = maze(preset="dmlab", actions="teco")
+    result = revisit.revisit(Frozen(), env, streams=1, steps_out=(2,))
+    ages = result.report["series"]["frames since seen, 2 steps out"]
+    assert ages == [0] * (9 + 2 + 9) + [18 + 2 + 9 + 2 + 9] * 18
+    assert revisit.num_frames(env, (2,)) == len(ages)
+
+
+def test_a_short_memory_holds_no_circle_but_the_window():
+    env = maze()
+    assert revisit.short_memory_frames(env, 4) == 16 and revisit.short_memory_frames(env, 17) == 17
+    assert revisit.short_memory_frames(maze(turn_degrees=45.0), 4) == 7
+
+
+# drift
+
+
+@pytest.fixture(scope="module")
+def drifting():
+    """Scores of predictors over 120 frames of the maze."""
+    env = maze()
+    options = {"streams": 1, "num_frames": 120, "real_episodes": 6}
+    return {
+        name: drift.drift(predictor, env, **options)
+        for name, predictor in (
+            ("truth", Truth(maze)), ("fading", Fading(Truth(maze), 60)), ("noise", Noise()), ("blur", Forgetful(Truth(maze)))
+        )
+    }  # fmt: skip
+
+
+def test_the_truth_outlives_what_fades_and_noise_never_lived(drifting):
+    life = {name: check_report(result)["summary"]["lifetime_median"] for name, result in drifting.items()}
+    truth = drifting["truth"].report["summary"]
+    assert life["truth"] == truth["true_lifetime_median"] >= 110
+    assert life["noise"] == 0
+    assert 60 <= life["fading"] <= 100
+    assert life["blur"] < life["truth"]
+    inside = {name: result.report["summary"]["inside"] for name, result in drifting.items()}
+    assert inside["noise"] == 0 < inside["fading"] < inside["truth"] - 0.2
+
+
+def test_what_the_exam_says_of_the_truth_does_not_depend_on_the_predictor(drifting):
+    bands = [[(r["band_low"], r["true_lifetime_median"]) for r in x.report["table"]] for x in drifting.values()]
+    assert all(other == bands[0] for other in bands)
+
+
+def test_a_stream_has_left_for_good_after_its_last_span_inside():
+    spans = {"mean": np.array([[1, 1, 9, 1, 9, 9], [1, 1, 1, 1, 1, 1], [9, 9, 9, 9, 9, 9], [9, 9, 9, 9, 9, 1]])}
+    assert (drift.lifetimes(spans, {"mean": (0, 2)})["mean"] == np.array([4, 6, 0, 6]) * drift.SPAN_FRAMES).all()
+
+
+def test_a_band_is_the_middle_of_real_spans_and_a_margin():
+    (low, high) = drift.bands({"mean": np.arange(101.0).reshape(1, -1)})["mean"]
+    assert (low, high) == pytest.approx((5 - 0.25 * 90, 95 + 0.25 * 90))
+
+
+def test_statistics_see_what_they_are_called_after():
+    checks = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
+    checks[:, ::2, ::2] = checks[:, 1::2, 1::2] = 200
+    red = torch.zeros(1, 4, 4, 3, dtype=torch.uint8)
+    red[..., 0] = 100
+    frames = torch.cat([checks, red])
+    facts = drift.frame_statistics(frames, lambda x: x + 3)
+    assert facts["mean"].tolist() == pytest.approx([100, 100 / 3])
+    assert facts["sharpness"].tolist() == pytest.approx([200, 0])
+    assert facts["saturation"].tolist() == pytest.approx([0, 1])
+    assert facts["round_trip"].tolist() == pytest.approx([3, 3])
+
+
+def test_scripts_are_fixed_and_leave_out_what_a_vocabulary_lacks():
+    full, teco = (env.spec.action_vocabulary for env in (maze(), maze(actions="teco")))
+    assert list(drift.scripts(full, 50)) == ["walk", "turn", "idle", "mixed"]
+    assert list(drift.scripts(teco, 50)) == ["walk", "turn", "mixed"]
+    assert set(drift.scripts(full, 500)["mixed"]) == set(range(len(full)))
+    for name, actions in drift.scripts(full, 50).items():
+        assert (actions == drift.scripts(full, 50)[name]).all() and len(actions) == 50
+
+
+# control
+
+
+TRAINING = inverse_dynamics.JudgeTraining(episodes=60, held_out=10, frames=33, steps=220, batch_size=32)
+
+
+@pytest.fixture(scope="module")
+def judge_file(tmp_path_factory):
+    """A judge of the small maze, trained once."""
+    path = tmp_path_factory.mktemp("judge") / "judge.safetensors"
+    inverse_dynamics.cached_judge(maze(), EXAM_SEED, TRAINING, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def controlled(judge_file):
+    predictors = {
+        "truth": Truth(maze),
+        "shuffled": Shuffled(Truth(maze), 7),
+        "frozen": Frozen(),
+        "late": Late(Truth(maze)),
+    }
+    options = {"streams": 4, "num_frames": 24, "judge_file": judge_file, "training": TRAINING}
+    return {name: control.control(predictor, maze(), **options) for name, predictor in predictors.items()}
+
+
+def test_the_judge_reads_the_truth_as_well_as_real_pairs_and_nothing_from_other_keys(controlled):
+    summary = {name: check_report(result)["summary"] for name, result in controlled.items()}
+    assert summary["truth"]["real_accuracy"] > 0.6
+    assert summary["truth"]["accuracy"] > summary["truth"]["real_accuracy"] - 0.15
+    assert summary["shuffled"]["accuracy"] < 0.35 and summary["frozen"]["accuracy"] < 0.3
+
+
+def test_the_lag_from_key_to_pixel_is_one_frame_and_two_where_frames_come_late(controlled):
+    assert controlled["truth"].report["summary"]["lag_frames"] == 1
+    assert controlled["late"].report["summary"]["lag_frames"] == 2
+    assert "lag_frames" not in controlled["frozen"].report["summary"]
+    assert "lag_frames" not in controlled["shuffled"].report["summary"]
+    assert any("no lag" in note for note in controlled["frozen"].report["notes"])
+
+
+def test_the_judge_is_trained_once_and_read_again_as_it_was(judge_file, monkeypatch):
+    monkeypatch.setattr(inverse_dynamics, "train_judge", lambda *_: pytest.fail("it is trained again"))
+    env = maze()
+    judge, counts = inverse_dynamics.cached_judge(env, EXAM_SEED, TRAINING, judge_file)
+    walks = inverse_dynamics.random_walks(env, 10, 33, EXAM_SEED + 2 * inverse_dynamics.TRAIN_SEEDS)
+    labels = inverse_dynamics.readable_actions(walks, 0)
+    again = inverse_dynamics.confusion(inverse_dynamics.read_actions(judge, walks.frames), labels, 7)
+    assert (again == counts).all() and counts.sum() == 10 * 32
+    with pytest.raises(ValueError, match="no judge of farworld/Maze-v0 with the actions turn_left"):
+        inverse_dynamics.cached_judge(maze(actions="teco"), EXAM_SEED, TRAINING, judge_file)
+    damaged = judge_file.with_name("damaged.safetensors")
+    damaged.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match="remove it"):
+        inverse_dynamics.cached_judge(env, EXAM_SEED, TRAINING, damaged)
+
+
+def test_a_judge_in_the_cache_belongs_to_one_environment(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    files = {
+        inverse_dynamics.cache_file(env.spec, EXAM_SEED, TRAINING)
+        for env in (maze(), maze(), maze(size=48), maze(decals="none"), maze(actions="full"))
+    }
+    assert len(files) == 4 and all(file.parent == tmp_path / "farworld" for file in files)
+
+
+def test_walking_into_a_wall_reads_as_idling():
+    env = maze()
+    forward = env.spec.action_vocabulary.index("forward")
+    frames = take_walk(env, EXAM_SEED, [forward] * 60)[None]
+    walks = inverse_dynamics.Walks(frames, np.full((1, 60), forward), (EXAM_SEED,))
+    still = (frames[:, 1:] == frames[:, :-1]).all(axis=(2, 3, 4))
+    assert still.any()
+    assert (inverse_dynamics.readable_actions(walks, 0) == np.where(still, 0, forward)).all()
+    assert (inverse_dynamics.readable_actions(walks, None)[still] == inverse_dynamics.NOTHING).all()
+
+
+def test_actions_that_are_taken_for_each_other_are_one_and_others_are_not():
+    counts = np.array([[9, 1, 0, 0], [1, 9, 0, 0], [0, 0, 5, 5], [0, 0, 4, 6]])
+    group = control.alike(counts)
+    assert group.tolist() == [0, 1, 2, 2]
+    assert inverse_dynamics.balanced_accuracy(counts) == pytest.approx((0.9 + 0.9 + 0.5 + 0.6) / 4)
+    assert inverse_dynamics.balanced_accuracy(counts, group) == pytest.approx((0.9 + 0.9 + 1 + 1) / 4)
+
+
+# dig
+
+
+def test_the_truth_sides_with_what_was_dug_and_built_and_a_forgetful_world_with_neither():
+    env = voxel()
+    result = dig.dig(Truth(voxel), env, streams=2, look_away=(2,))
+    report = check_report(result)
+    assert [row["edit"] for row in report["table"]] == ["dig", "place"]
+    for row in report["table"]:
+        assert row["sides_with_edited"] == 1 and row["psnr_to_edited"] == 100
+        assert row["psnr_to_unedited"] == pytest.approx(row["psnr_between_both"]) and row["region"] >= 0.01
+    noise = check_report(dig.dig(Noise(), env, streams=2, look_away=(2,)))
+    assert abs(noise["summary"]["margin_db"]) < 5 and noise["summary"]["psnr_to_edited"] < 12
+
+
+class Unedited(Truth):
+    """The real world in which nothing was ever dug or placed."""
+
+    def prime(self, frames, actions, *, seed=0):
+        super().prime(frames, actions)
+        vocabulary = self.finder.spec.action_vocabulary
+        edits, noop = [vocabulary.index(name) for name in dig.EDITS], vocabulary.index("noop")
+        for env, episode, row in zip(self.envs, frames, actions, strict=True):
+            env.reset(self.seed_of(episode[0]))
+            for action in row:
+                env.step(noop if action in edits else int(action))
+
+
+def test_a_world_in_which_holes_heal_sides_with_the_unedited_one():
+    summary = dig.dig(Unedited(voxel), voxel(), streams=2, look_away=(2,)).report["summary"]
+    assert summary["sides_with_edited"] == 0 and summary["psnr_to_unedited"] == 100 and summary["margin_db"] < -50
+
+
+def test_a_world_without_blocks_is_not_examined_in_digging():
+    with pytest.raises(ValueError, match="needs an action dig or place; this world has noop, forward"):
+        dig.dig(Frozen(), maze(), streams=1)
+
+
+# What they share
+
+
+def test_the_environment_of_an_exam_is_that_of_the_training_or_another_one(tiny_world_path):
+    from dataclasses import replace
+
+    from farworld.checkpoint import load_world
+
+    config = load_world(tiny_world_path).config
+    with pytest.raises(ValueError, match="tiny does not say which environment it was trained in; name one with --env"):
+        exam_settings(config)
+    training = {"data": {"env": "farworld/Maze-v0", "env_kwargs": {"actions": "walk", "grid_size": 7}}}
+    told = replace(config, training=training)
+    settings = exam_settings(told, settings={"env_args": {"goals": 1}})
+    assert settings.env_id == "farworld/Maze-v0"
+    assert settings.env_kwargs == {"size": 32, "actions": "walk", "grid_size": 7, "goals": 1}
+    assert exam_settings(told, "farworld/Voxel-v0").env_kwargs == {"size": 32}
+    with pytest.raises(
+        ValueError, match="differ in actions: noop, forward, turn_left.* against noop, forward, backward"
+    ):
+        check_world_fits(config, maze())
+    paced = replace(config, vocabulary=maze().spec.action_vocabulary, model=replace(config.model, num_actions=7))
+    with pytest.raises(ValueError, match="differ in frames per second: 20 against 7.5"):
+        check_world_fits(paced, maze())
+    check_world_fits(replace(paced, frames_per_second=7.5), maze())
+
+
+def test_videos_beside_each_other_are_as_wide_as_a_codec_wants():
+    one, other = np.zeros((3, 8, 7, 3), np.uint8), np.full((3, 8, 7, 3), 9, np.uint8)
+    both = side_by_side(one, other)
+    assert both.shape == (3, 8, 16, 3) and (both[:, :, 9:16] == 9).all() and (both[:, :, 7:9] == 255).all()
+
+
+def test_an_episode_that_ends_is_an_error_that_says_when():
+    import tiny_env  # noqa: F401  registers the environment
+
+    from farworld.envs.environments import EnvSettings, PixelEnv
+
+    env = PixelEnv(EnvSettings(env_id="TinyShort-v0", size=32))
+    with pytest.raises(ValueError, match="ended the episode of seed 1 after 7 of 9 steps"):
+        take_walk(env, 1, [0] * 9)
+    assert take_walk(env, 1, [0] * 7).shape == (8, 32, 32, 3)
