@@ -26,6 +26,7 @@ class Truth:
         self.seeds = itertools.count(EXAM_SEED)
 
     def seed_of(self, frame):
+        """The seed whose world begins with a frame."""
         key = frame.tobytes()
         while key not in self.first_frames:
             seed = next(self.seeds)
@@ -34,6 +35,7 @@ class Truth:
         return self.first_frames[key]
 
     def prime(self, frames, actions, *, seed=0):
+        """Start from a context."""
         assert frames.dtype == np.uint8 and actions.shape == (len(frames), frames.shape[1] - 1)
         self.envs = [self.make_env() for _ in frames]
         for env, episode, row in zip(self.envs, frames, actions, strict=True):
@@ -42,6 +44,7 @@ class Truth:
                 np.testing.assert_array_equal(env.step(int(action))[0], frame)  # the context is true
 
     def step(self, action):
+        """The next frames."""
         return np.stack([env.step(int(a))[0] for env, a in zip(self.envs, action, strict=True)])
 
 
@@ -49,9 +52,11 @@ class Frozen:
     """Shows the last true frame for ever."""
 
     def prime(self, frames, actions, *, seed=0):
+        """Start from a context."""
         self.frames = frames[:, -1].copy()
 
     def step(self, action):
+        """The next frames."""
         return self.frames
 
 
@@ -59,10 +64,12 @@ class Noise(Frozen):
     """Shows nothing but noise."""
 
     def prime(self, frames, actions, *, seed=0):
+        """Start from a context."""
         super().prime(frames, actions)
         self.rng = np.random.default_rng(seed)
 
     def step(self, action):
+        """The next frames."""
         return self.rng.integers(0, 256, self.frames.shape, np.uint8)
 
 
@@ -73,12 +80,14 @@ class Around:
         self.inner = inner
 
     def prime(self, frames, actions, *, seed=0):
+        """Start from a context."""
         self.rng = np.random.default_rng(seed)
         self.inner.prime(frames, actions, seed=seed)
         self.before = frames[:, -1]
         self.count = 0
 
     def step(self, action):
+        """The next frames."""
         return self.inner.step(action)
 
 
@@ -90,6 +99,7 @@ class Shuffled(Around):
         self.num_actions = num_actions
 
     def step(self, action):
+        """The next frames."""
         return self.inner.step(self.rng.integers(0, self.num_actions, len(action)))
 
 
@@ -97,6 +107,7 @@ class Late(Around):
     """Shows every frame one step after it should."""
 
     def step(self, action):
+        """The next frames."""
         shown, self.before = self.before, self.inner.step(action)
         return shown
 
@@ -105,6 +116,7 @@ class Forgetful(Around):
     """The truth, blurred: a memory that has lost all detail."""
 
     def step(self, action):
+        """The next frames."""
         frames = self.inner.step(action).astype(np.float32)
         coarse = frames.reshape(len(frames), 4, 8, 4, 8, 3).mean(axis=(2, 4), keepdims=True)
         return np.broadcast_to(coarse, (len(frames), 4, 8, 4, 8, 3)).reshape(frames.shape).astype(np.uint8)
@@ -118,6 +130,7 @@ class Fading(Around):
         self.good_frames = good_frames
 
     def step(self, action):
+        """The next frames."""
         self.count += 1
         light = 0.93 ** max(0, self.count - self.good_frames)
         return (self.inner.step(action) * light).astype(np.uint8)

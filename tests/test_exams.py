@@ -96,12 +96,13 @@ def drifting():
     """Scores of predictors over 120 frames of the maze."""
     env = maze()
     options = {"streams": 1, "num_frames": 120, "real_episodes": 6}
-    return {
-        name: drift.drift(predictor, env, **options)
-        for name, predictor in (
-            ("truth", Truth(maze)), ("fading", Fading(Truth(maze), 60)), ("noise", Noise()), ("blur", Forgetful(Truth(maze)))
-        )
-    }  # fmt: skip
+    predictors = {
+        "truth": Truth(maze),
+        "fading": Fading(Truth(maze), 60),
+        "noise": Noise(),
+        "blur": Forgetful(Truth(maze)),
+    }
+    return {name: drift.drift(predictor, env, **options) for name, predictor in predictors.items()}
 
 
 def test_the_truth_outlives_what_fades_and_noise_never_lived(drifting):
@@ -256,6 +257,7 @@ class Unedited(Truth):
     """The real world in which nothing was ever dug or placed."""
 
     def prime(self, frames, actions, *, seed=0):
+        """Take the context's walk without its changes."""
         super().prime(frames, actions)
         vocabulary = self.finder.spec.action_vocabulary
         edits, noop = [vocabulary.index(name) for name in dig.EDITS], vocabulary.index("noop")
