@@ -37,9 +37,9 @@ The run's folder holds checkpoints/, logs/ (TensorBoard), samples/ and, at the e
 a checkpoint is. An interrupted run goes on with --resume.""",
 )
 app.command(
-    "farworld.train.exams.cli:app",
+    "farworld.train.eval_cli:evaluation",
     name="eval",
-    help="Measure how good a world model is, on recorded episodes or in an exam.",
+    help="Measure how good a world model is on recorded episodes that it was not trained on.",
 )
 app.command(
     "farworld.play.cli:play",

@@ -2,9 +2,12 @@
 
 import itertools
 
+import gymnasium
 import numpy as np
 
+from farworld.envs.engines.memory_maze import MemoryMazeEnv, Pose
 from farworld.envs.environments import EnvSettings, PixelEnv
+from farworld.envs.maze import MazeEnv
 from farworld.train.exams.walks import EXAM_SEED
 
 
@@ -134,3 +137,51 @@ class Fading(Around):
         self.count += 1
         light = 0.93 ** max(0, self.count - self.good_frames)
         return (self.inner.step(action) * light).astype(np.uint8)
+
+
+class Recalling(Truth):
+    """Shows the frame of its context that is nearest to the truth: a perfect memory without imagination."""
+
+    def prime(self, frames, actions, *, seed=0):
+        """Start from a context."""
+        super().prime(frames, actions)
+        self.context = frames
+
+    def step(self, action):
+        """The next frames."""
+        truth = super().step(action)
+        error = np.abs(self.context.astype(np.int16) - truth[:, None]).mean(axis=(2, 3, 4))
+        return self.context[np.arange(len(truth)), error.argmin(axis=1)]
+
+
+class StandInMemoryMaze(MemoryMazeEnv):
+    """What the exam sees of Memory Maze, in the built-in maze, whose left is the other's right."""
+
+    ACTIONS = ("noop", "forward", "turn_right", "turn_left", "forward_right", "forward_left")
+
+    def __init__(self, render_mode=None):
+        self.maze = MazeEnv(actions="walk", size=32)
+        self.render_mode = render_mode
+        self.metadata = {"render_modes": ["rgb_array"], "render_fps": 4.0}
+        self.observation_space = self.maze.observation_space
+        self.action_space = gymnasium.spaces.Discrete(len(self.ACTIONS))
+
+    def reset(self, *, seed=None, options=None):
+        """Begin."""
+        return self.maze.reset(seed=seed)
+
+    def step(self, action):
+        """Turn, and walk."""
+        return self.maze.step(self.maze.action_vocabulary.index(self.ACTIONS[action]))
+
+    def pose(self):
+        """Where the camera is."""
+        return Pose(*self.maze.pose)
+
+    def walls(self):
+        """Which cells are walls."""
+        return self.maze.walls
+
+
+def memory_maze_stand_in():
+    return PixelEnv(EnvSettings(env_id="exam_predictors:StandInMemoryMaze"))

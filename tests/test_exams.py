@@ -5,9 +5,21 @@ import json
 import numpy as np
 import pytest
 import torch
-from exam_predictors import Fading, Forgetful, Frozen, Late, Noise, Shuffled, Truth, maze, voxel
+from exam_predictors import (
+    Fading,
+    Forgetful,
+    Frozen,
+    Late,
+    Noise,
+    Recalling,
+    Shuffled,
+    Truth,
+    maze,
+    memory_maze_stand_in,
+    voxel,
+)
 
-from farworld.train.exams import control, dig, drift, inverse_dynamics, revisit
+from farworld.train.exams import control, dig, drift, inverse_dynamics, memory_maze, revisit
 from farworld.train.exams.walks import (
     EXAM_SEED,
     check_world_fits,
@@ -21,7 +33,8 @@ from farworld.train.exams.walks import (
 def check_report(result):
     """What the HTML report relies on."""
     report = json.loads(json.dumps(result.report))
-    assert set(report) == {"name", "summary", "series", "table", "notes"}
+    assert set(report) - {"plots"} == {"name", "summary", "series", "table", "notes"}
+    assert all(set(plot) == {"lines", "title", "x_label", "y_label"} for plot in report.get("plots", []))
     assert all(isinstance(value, int | float) for value in report["summary"].values())
     assert all(isinstance(x, int | float) for values in report["series"].values() for x in values)
     assert all(isinstance(row, dict) for row in report["table"]) and all(isinstance(n, str) for n in report["notes"])
@@ -49,7 +62,7 @@ def test_the_truth_recalls_everything_and_noise_nothing(make_env, turns):
         assert row["gain_db"] == pytest.approx(row["dream_psnr"] - row["short_memory_psnr"], abs=1e-3)
     assert report["summary"]["full_turn_gain_db"] > 85
     assert report["summary"]["way_back_dream_psnr"] == 100
-    assert len(report["series"]["dream PSNR, 3 steps out"]) == 3 + turns
+    assert len(report["series"]["dream.PSNR, 3 steps out"]) == 3 + turns
     assert result.videos["revisit, on the spot"].shape == (turns, 32, 32 * 3 + 2 * 2, 3)
 
 
@@ -319,3 +332,80 @@ def test_an_episode_that_ends_is_an_error_that_says_when():
     with pytest.raises(ValueError, match="ended the episode of seed 1 after 7 of 9 steps"):
         take_walk(env, 1, [0] * 9)
     assert take_walk(env, 1, [0] * 7).shape == (8, 32, 32, 3)
+
+
+# Memory Maze
+
+
+def test_a_patrol_goes_to_and_fro_and_leaves_for_where_it_has_not_been():
+    """Steered through a stand-in for the physics: turns by 18 degrees, steps of 0.2 cells, as in the real maze."""
+    walls = np.ones((9, 9), bool)
+    walls[1:8, 1] = walls[7, 1:8] = False  # an L
+    pose = memory_maze.Pose(1.5, 1.5, 130.0)
+    patrol, cells, poses = memory_maze.Patrol(walls, pose.cell), [], []
+    for t in range(260):
+        if t == 130:
+            patrol.leave(pose.cell)
+        name = patrol.act(pose)
+        turn = 18 * (("left" in name) - ("right" in name))
+        heading = np.radians(pose.heading + turn)
+        step = 0.2 * ("forward" in name)
+        pose = memory_maze.Pose(pose.x + step * np.cos(heading), pose.y + step * np.sin(heading), pose.heading + turn)
+        assert not walls[pose.cell]
+        cells.append(pose.cell)
+        poses.append(pose)
+    assert set(cells[:130]) == {(1, 1), (2, 1), (3, 1), (4, 1)}
+    reached = [cells[:130].index((4, 1)), *(t for t in range(1, 130) if cells[t] == (4, 1) != cells[t - 1])]
+    assert len(set(reached)) >= 2  # more than once
+    assert (7, 7) in cells[130:]
+    ages = memory_maze.frames_since_seen(poses, 130)
+    assert (
+        all((age > 0) == (poses[130 + i].x < 4.9 and age > 0) for i, age in enumerate(ages)) and (ages == 0).sum() > 20
+    )
+
+
+def test_seen_means_the_same_place_in_the_same_direction():
+    poses = [memory_maze.Pose(1, 1, 170), memory_maze.Pose(3, 1, 0), memory_maze.Pose(1, 1, 170)]
+    later = [memory_maze.Pose(1.2, 1, -175), memory_maze.Pose(1, 1, 90), memory_maze.Pose(3.4, 1, 0)]
+    assert memory_maze.frames_since_seen([*poses, *later], 3).tolist() == [1, 0, 0]
+
+
+def test_other_environments_are_no_memory_maze():
+    with pytest.raises(ValueError, match="for the environment memory-maze, got farworld/Maze-v0"):
+        memory_maze.memory_maze(Frozen(), maze(), streams=1)
+
+
+def test_the_truth_knows_all_ground_and_a_mere_memory_only_what_it_saw():
+    env, options = memory_maze_stand_in(), {"streams": 2, "context": 60, "dreamed": 20}
+    predictors = {"truth": Truth(memory_maze_stand_in), "memory": Recalling(memory_maze_stand_in), "frozen": Frozen()}
+    reports = {name: check_report(memory_maze.memory_maze(who, env, **options)) for name, who in predictors.items()}
+    for report in reports.values():
+        assert [row["ground"] for row in report["table"]] == ["seen", "new"]
+        assert all(row["frames"] >= 10 for row in report["table"])
+    assert reports["truth"]["summary"]["seen_dream_psnr"] == reports["truth"]["summary"]["new_dream_psnr"] == 100
+    assert reports["memory"]["summary"]["retrieval_gain_db"] > 3
+    for row in reports["memory"]["table"]:
+        assert row["dream_psnr"] == pytest.approx(row["best_context_frame_psnr"], abs=1.0)  # nearest in another sense
+    for row in reports["frozen"]["table"]:
+        assert row["dream_psnr"] == row["copy_last_psnr"] < row["best_context_frame_psnr"]
+
+
+@pytest.mark.slow
+def test_the_real_memory_maze_says_where_the_camera_is():
+    """Its resets take seconds."""
+    pytest.importorskip("memory_maze", reason='Memory Maze is not installed; pip install "farworld[memory-maze]"')
+    from farworld.envs.environments import EnvSettings, PixelEnv, resolve_env_id
+
+    try:
+        env = PixelEnv(EnvSettings(env_id=resolve_env_id("memory-maze"), size=64))
+    except ImportError as error:
+        pytest.skip(str(error))
+    real = env.env.unwrapped
+    walls, start = real.walls(), real.pose()
+    assert walls.shape == (11, 11) and not walls[start.cell] and walls[0].all() and walls[:, 10].all()
+    patrol, poses = memory_maze.Patrol(walls, start.cell), [start]
+    for _ in range(40):
+        env.step(env.spec.action_vocabulary.index(patrol.act(poses[-1])))
+        poses.append(real.pose())
+    assert all(not walls[pose.cell] for pose in poses) and len({pose.cell for pose in poses}) >= 3
+    env.close()

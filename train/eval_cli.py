@@ -5,9 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
+
+from farworld.train.exams import EXAMS
+
+evaluation = App(name="eval", help="Measure how good a world model is on recorded episodes that it was not trained on.")
+for _name, _help in EXAMS.items():
+    evaluation.command(f"farworld.train.exams.cli:{_name.replace('-', '_')}", name=_name, help=_help)
 
 
+@evaluation.default
 def evaluate(
     *,
     ckpt: str,

@@ -1,4 +1,4 @@
-"""`farworld eval`, with the exams as sub-commands."""
+"""The exams among the commands of `farworld eval`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from farworld.console import print_json, progress_bar, stdout_to_stderr
 from farworld.env_options import EnvOptions
 from farworld.play.cli import CKPT_HELP, LAYOUT_HELP, prepare_environment
-from farworld.train.eval_cli import evaluate
 
 if TYPE_CHECKING:
     from farworld.envs.environments import PixelEnv
@@ -27,9 +26,6 @@ ENV_HELP = (
     "with its arguments; --env-arg adds to them."
 )
 SEVERAL = Parameter(consume_multiple=True, negative=())
-
-app = App(name="eval", help="Measure how good a world model is, on recorded episodes or in an exam.")
-app.default(evaluate)
 
 
 @Parameter(name="*")
@@ -115,7 +111,6 @@ def _print(report: dict[str, Any]) -> None:
         console.print(f"- {note}", highlight=False, markup=False)
 
 
-@app.command
 def revisit(
     options: ExamOptions,
     *,
@@ -123,7 +118,7 @@ def revisit(
     steps_out: Annotated[tuple[int, ...], SEVERAL, Parameter(help="Of each walk; 0 looks around twice.")] = (0, 4, 12),
     env_options: EnvOptions | None = None,
 ) -> None:
-    """Does the dream still know what it was shown? Look around, walk out, come back, look around again."""
+    """Examine what a world remembers; see `farworld.train.exams.revisit`."""
 
     def exam(candidate: Candidate) -> ExamResult:
         from farworld.train.exams.revisit import num_frames, revisit, short_memory_frames
@@ -140,7 +135,6 @@ def revisit(
     _examine(options, env_options, exam)
 
 
-@app.command
 def drift(
     options: ExamOptions,
     *,
@@ -149,7 +143,7 @@ def drift(
     real_episodes: Annotated[int, Parameter(help="Real ones of each script, to compare with.")] = 16,
     env_options: EnvOptions | None = None,
 ) -> None:
-    """For how long does the dream look like its world? Walk, turn, idle and mix all keys for a thousand frames."""
+    """Examine how long a world lasts; see `farworld.train.exams.drift`."""
 
     def exam(candidate: Candidate) -> ExamResult:
         from farworld.train.exams.drift import drift, round_trip_of, scripts, work
@@ -166,7 +160,6 @@ def drift(
     _examine(options, env_options, exam)
 
 
-@app.command
 def control(
     options: ExamOptions,
     *,
@@ -177,7 +170,7 @@ def control(
     ] = None,
     env_options: EnvOptions | None = None,
 ) -> None:
-    """Do keys do in the dream what they do in the world? A judge trained on real frames reads the actions back."""
+    """Examine whether a world heeds its keys; see `farworld.train.exams.control`."""
 
     def exam(candidate: Candidate) -> ExamResult:
         from farworld.train.exams.control import control
@@ -193,7 +186,6 @@ def control(
     _examine(options, env_options, exam)
 
 
-@app.command
 def dig(
     options: ExamOptions,
     *,
@@ -201,7 +193,7 @@ def dig(
     look_away: Annotated[tuple[int, ...], SEVERAL, Parameter(help="Turns away, and as many back.")] = (1, 4, 12),
     env_options: EnvOptions | None = None,
 ) -> None:
-    """Does what was dug or built stay so? Change the world, look away, look back; for worlds of blocks."""
+    """Examine whether changes last; see `farworld.train.exams.dig`."""
 
     def exam(candidate: Candidate) -> ExamResult:
         from farworld.train.exams.dig import dig, edits_of, num_frames
@@ -210,6 +202,28 @@ def dig(
         with progress_bar("dig", total, unit="frames") as advance:
             return dig(
                 candidate.rollout(streams), candidate.env, streams=streams, look_away=look_away,
+                noise_seed=options.seed, advance=advance,
+            )  # fmt: skip
+
+    _examine(options, env_options, exam)
+
+
+def memory_maze(
+    options: ExamOptions,
+    *,
+    streams: Annotated[int, Parameter(help="Mazes.")] = 2,
+    true_frames: Annotated[int, Parameter(help="Frames of the true walk to and fro.")] = 120,
+    frames: Annotated[int, Parameter(help="Frames to dream, over seen and over new ground.")] = 30,
+    env_options: EnvOptions | None = None,
+) -> None:
+    """Examine whether ground is known again; see `farworld.train.exams.memory_maze`."""
+
+    def exam(candidate: Candidate) -> ExamResult:
+        from farworld.train.exams.memory_maze import memory_maze
+
+        with progress_bar("memory maze", 2 * streams * frames, unit="frames") as advance:
+            return memory_maze(
+                candidate.rollout(streams), candidate.env, streams=streams, context=true_frames, dreamed=frames,
                 noise_seed=options.seed, advance=advance,
             )  # fmt: skip
 

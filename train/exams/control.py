@@ -40,6 +40,7 @@ from farworld.train.exams.walks import (
     need_action,
     nobody,
     numbers,
+    plot,
     rounded,
     side_by_side,
     take_walks,
@@ -172,7 +173,13 @@ def control(
         "correlation of key and change by lag": numbers(lags),
     }
     videos = {"control": side_by_side(walks.frames[0, START_FRAMES:], drawn[0]), "lag": lag_walk}
+    by_frame, by_lag = series.values()
+    plots = [
+        plot("what the judge reads", {"dream": by_frame}, [*range(1, num_frames + 1)], "frame", "accuracy"),
+        plot("key and change", {"dream": by_lag}, [*range(LARGEST_LAG + 1)], "lag, frames", "correlation"),
+    ]
     report = {"name": "control", "summary": rounded(summary), "series": series, "table": rows, "notes": notes}
+    report["plots"] = plots
     return ExamResult(report, videos)
 
 

@@ -39,6 +39,7 @@ from farworld.train.exams.walks import (
     find_action,
     nobody,
     numbers,
+    plot,
     rounded,
     side_by_side,
     take_walks,
@@ -201,7 +202,7 @@ def drift(
     frames = _dreamed(predictor, np.stack(starts), actions, noise_seed, kept, advance)
     dreamed = span_statistics(frames, num_frames, round_trip)
     rows: list[dict[str, Any]] = []
-    series: dict[str, list[float]] = {"frame": numbers(np.arange(1, num_frames // SPAN_FRAMES + 1) * SPAN_FRAMES)}
+    series: dict[str, list[float]] = {}
     alive, true_alive, inside, first_out = [], [], [], []
     for place, name in enumerate(keys):
         own = {fact: values[place * streams : (place + 1) * streams] for fact, values in dreamed.items()}
@@ -212,8 +213,7 @@ def drift(
         first_out += [min(life, key=lambda fact, i=i: life[fact][i]) for i in range(streams)]  # type: ignore[misc]
         for fact, values in own.items():
             low, high = band[name][fact]
-            series[f"{name} {fact}"] = numbers(values.mean(axis=0))
-            series[f"{name} {fact}, band"] = numbers([low, high])
+            series[f"{name}.{fact}"] = numbers(values.mean(axis=0))
             rows.append(
                 rounded(
                     {
@@ -243,9 +243,17 @@ def drift(
     ]
     video = np.stack(kept, axis=1)
     videos = {f"drift, {name}": side_by_side(shown[name], video[i * streams]) for i, name in enumerate(keys)}
-    return ExamResult(
-        {"name": "drift", "summary": rounded(summary), "series": series, "table": rows, "notes": notes}, videos
-    )
+    report = {
+        "name": "drift", "summary": rounded(summary), "series": series, "table": rows, "notes": notes,
+        "plots": [
+            plot(
+                fact, {name: series[f"{name}.{fact}"] for name in keys},
+                [SPAN_FRAMES * (i + 1) for i in range(num_frames // SPAN_FRAMES)], "frame", fact,
+            )
+            for fact in dreamed
+        ],
+    }  # fmt: skip
+    return ExamResult(report, videos)
 
 
 def work(streams: int, num_frames: int, real_episodes: int) -> int:

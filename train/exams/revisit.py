@@ -33,6 +33,7 @@ from farworld.train.exams.walks import (
     ExamResult,
     Predictor,
     Walks,
+    best_frames,
     dream,
     find_action,
     find_walks,
@@ -119,7 +120,7 @@ def revisit(
         label = f"{steps} steps out" if steps else "on the spot"
         series[f"frames since seen, {label}"] = numbers(age)
         for name, values in scores.items():
-            series[f"{name} PSNR, {label}"] = numbers(values.mean(axis=0))
+            series[f"{name}.PSNR, {label}"] = numbers(values.mean(axis=0))
         # The circle's last frame is left out: on the spot it is the one on the screen when the dream began.
         for phase, part in (("way back", slice(0, back)), ("circle", slice(back, -1))):
             if truth[:, part].shape[1]:
@@ -166,15 +167,6 @@ def find_round_trips(env: PixelEnv, steps: int, streams: int, seed: int) -> Walk
 
     what = f"{steps} free steps ahead and the same way back" if steps else "a full circle that ends where it began"
     return find_walks(env, [*circle, *out, *back, *circle], streams, seed, suits, what)
-
-
-def best_frames(context: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """For each true frame the nearest one of its stream's context; (B, F, …) and (B, K, …), the latter's shape."""
-    found = np.empty_like(truth)
-    for stream, (known, wanted) in enumerate(zip(context, truth, strict=True)):
-        a, b = (torch.from_numpy(x.reshape(len(x), -1)).double() for x in (wanted, known))
-        found[stream] = known[torch.cdist(a, b).argmin(dim=1).numpy()]
-    return found
 
 
 def _row(

@@ -42,7 +42,8 @@ class ExamResult(NamedTuple):
 
     Attributes:
         report: JSON-ready: name, summary {metric: number}, series {name: [numbers]}, table [{column: value}],
-            notes [str].
+            notes [str], and plots, if the series need axes of their own: lines {name: [[x, y]]}, title, x_label,
+            y_label.
         videos: name to frames (F, H, W, 3), uint8, truth at the left and dreams beside it.
     """
 
@@ -240,6 +241,15 @@ def frame_psnr(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return psnr(*flat).numpy().reshape(shape)
 
 
+def best_frames(context: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """For each true frame the nearest one of its stream's context; (B, F, …) and (B, K, …), the latter's shape."""
+    found = np.empty_like(truth)
+    for stream, (known, wanted) in enumerate(zip(context, truth, strict=True)):
+        a, b = (torch.from_numpy(x.reshape(len(x), -1)).double() for x in (wanted, known))
+        found[stream] = known[torch.cdist(a, b).argmin(dim=1).numpy()]
+    return found
+
+
 def side_by_side(*videos: np.ndarray, gap: int = 2) -> np.ndarray:
     """Videos (F, H, W, 3) beside each other, white between them, as wide as H.264 needs it."""
     height, width = videos[0].shape[1:3]
@@ -249,6 +259,12 @@ def side_by_side(*videos: np.ndarray, gap: int = 2) -> np.ndarray:
         left = place * (width + gap)
         canvas[:, :, left : left + width] = video
     return canvas
+
+
+def plot(title: str, lines: Mapping[str, Sequence[float]], x: Sequence[float], x_label: str, y_label: str) -> dict:
+    """A plot of a report: several lines over the same x."""
+    points = {name: [list(point) for point in zip(x, y, strict=True)] for name, y in lines.items()}
+    return {"lines": points, "title": title, "x_label": x_label, "y_label": y_label}
 
 
 def numbers(values: np.ndarray | Sequence[float]) -> list[float]:
