@@ -1,6 +1,8 @@
 """The exams: the truth and broken predictors get the scores that they deserve."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from exam_predictors import (
     voxel,
 )
 
-from farworld.train.exams import control, dig, drift, inverse_dynamics, memory_maze, revisit
+from farworld.train.exams import EXAMS, control, dig, drift, inverse_dynamics, memory_maze, revisit
 from farworld.train.exams.walks import (
     EXAM_SEED,
     check_world_fits,
@@ -121,7 +123,7 @@ def drifting():
 def test_the_truth_outlives_what_fades_and_noise_never_lived(drifting):
     life = {name: check_report(result)["summary"]["lifetime_median"] for name, result in drifting.items()}
     truth = drifting["truth"].report["summary"]
-    assert life["truth"] == truth["true_lifetime_median"] >= 110
+    assert life["truth"] == truth["true_lifetime_median"] >= 100
     assert life["noise"] == 0
     assert 60 <= life["fading"] <= 100
     assert life["blur"] < life["truth"]
@@ -409,3 +411,77 @@ def test_the_real_memory_maze_says_where_the_camera_is():
         poses.append(real.pose())
     assert all(not walls[pose.cell] for pose in poses) and len({pose.cell for pose in poses}) >= 3
     env.close()
+
+
+# The command line
+
+
+@pytest.fixture(scope="module")
+def maze_world_path(tiny_world_path, tmp_path_factory):
+    """A world of random weights that says that it was trained in the maze."""
+    from dataclasses import replace
+
+    from farworld.checkpoint import load_world, save_world
+    from farworld.world_model import WorldModel
+
+    config = load_world(tiny_world_path).config
+    env = maze()
+    told = replace(
+        config, vocabulary=env.spec.action_vocabulary, model=replace(config.model, num_actions=7, num_layers=1),
+        frames_per_second=7.5, context_frames=40,
+        training={"data": {"env": "farworld/Maze-v0", "env_kwargs": {"actions": "walk"}}},
+    )  # fmt: skip
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        world = WorldModel(told)
+    path = tmp_path_factory.mktemp("worlds") / "maze"
+    save_world(path, told, world.transformer, world.autoencoder, [], "# maze\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "videos"),
+    [
+        (["revisit", "--streams", "1", "--steps-out", "0", "2"], ["revisit-2-steps-out", "revisit-on-the-spot"]),
+        (["drift", "--streams", "1", "--frames", "40", "--real-episodes", "2"],
+         ["drift-idle", "drift-mixed", "drift-turn", "drift-walk"]),
+        (["control", "--streams", "1", "--frames", "8"], ["control", "lag"]),
+    ],
+)  # fmt: skip
+def test_exams_are_commands_that_leave_report_and_videos(
+    maze_world_path, monkeypatch, tmp_path, capfd, arguments, videos
+):
+    from farworld.cli import app
+
+    monkeypatch.setattr(inverse_dynamics.JudgeTraining, "__init__", _barely_trained)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    command = ["eval", *arguments, "--ckpt", str(maze_world_path), "--out", str(tmp_path / "out")]
+    app([*command, "--json"], exit_on_error=False, print_error=False, result_action="return_value")
+    out = capfd.readouterr().out.splitlines()
+    report = json.loads(out[-1])
+    assert len(out) == 1 and report["name"] == arguments[0] and report["env"] == "farworld/Maze-v0"
+    assert report["env_kwargs"] == {"size": 32, "actions": "walk"} and report["summary"]
+    assert json.loads((tmp_path / "out" / f"{arguments[0]}.json").read_text()) == report
+    assert sorted(path.stem for path in (tmp_path / "out").glob("*.mp4")) == videos
+    app(command[:-2], exit_on_error=False, print_error=False, result_action="return_value")
+    printed = capfd.readouterr().out
+    assert all(name in printed for name in report["summary"])
+
+
+def _barely_trained(self):
+    for name, value in {"episodes": 3, "held_out": 2, "frames": 9, "steps": 2, "batch_size": 4}.items():
+        object.__setattr__(self, name, value)
+    object.__setattr__(self, "learning_rate", 1e-3)
+
+
+def test_the_help_of_the_exams_is_listed_without_importing_them():
+    code = (
+        "import atexit, sys; from farworld.cli import main; sys.argv = ['farworld', 'eval', '--help']\n"
+        "atexit.register(lambda: print(*sys.modules))\n"
+        "main()"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *shown, modules = result.stdout.splitlines()
+    imported = set(modules.split())
+    assert "farworld.train.eval_cli" in imported and not {"farworld.train.exams.cli", "torch"} & imported
+    assert all(any(f" {name} " in line for line in shown) for name in EXAMS)

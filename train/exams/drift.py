@@ -47,8 +47,8 @@ from farworld.train.exams.walks import (
 from farworld.world_model import WorldModel
 
 START_FRAMES = 8  # true ones before the dream
-SPAN_FRAMES = 10
-SAMPLE_EVERY = 2  # frames; those between are not looked at
+SPAN_FRAMES = 20
+SAMPLE_EVERY = 5  # frames; those between are not looked at
 QUANTILES = (0.05, 0.95)
 BAND_MARGIN = 0.25  # of the band's width
 REAL_EPISODES = 16  # of each script, for the band
