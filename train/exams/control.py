@@ -12,6 +12,7 @@ that it must be 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,26 +141,11 @@ def control(
     }  # fmt: skip
     if lag is not None:
         summary["lag_frames"] = lag
-    rows = []
-    for where, counts in (("real", real), ("dream", dreamed)):
-        for action, row in zip(vocabulary.names, counts, strict=True):
-            share = row / max(1, row.sum())
-            rows.append(
-                {
-                    "where": where,
-                    "action": action,
-                    "pairs": int(row.sum()),
-                    **dict(zip(vocabulary.names, numbers(share), strict=True)),
-                }
-            )
-    merged = [
-        " = ".join(name for name, owner in zip(vocabulary.names, group, strict=True) if owner == first)
-        for first in np.unique(group)
-        if (group == first).sum() > 1
-    ]
+    members = [[vocabulary.names[i] for i in np.flatnonzero(group == first)] for first in np.unique(group)]
+    merged = "; ".join(" = ".join(names) for names in members if len(names) > 1) or "none"
     notes = [
         "rows of the table: what was done, and the shares of what it was read as; accuracy is the mean over actions",
-        f"taken for each other in the real world and merged: {'; '.join(merged) or 'none'}; "
+        f"taken for each other in the real world and merged: {merged}; "
         "what changes nothing in the real world counts as idling"
         + (", here as nothing to read" if noop is None else ""),
         "lag: 1 is right, the frame after the key"
@@ -178,9 +164,22 @@ def control(
         plot("what the judge reads", {"dream": by_frame}, [*range(1, num_frames + 1)], "frame", "accuracy"),
         plot("key and change", {"dream": by_lag}, [*range(LARGEST_LAG + 1)], "lag, frames", "correlation"),
     ]
-    report = {"name": "control", "summary": rounded(summary), "series": series, "table": rows, "notes": notes}
-    report["plots"] = plots
-    return ExamResult(report, videos)
+    table = [*_rows("real", vocabulary.names, real), *_rows("dream", vocabulary.names, dreamed)]
+    report = {"name": "control", "summary": rounded(summary), "series": series, "table": table, "notes": notes}
+    return ExamResult({**report, "plots": plots}, videos)
+
+
+def _rows(where: str, names: Sequence[str], counts: np.ndarray) -> list[dict[str, Any]]:
+    """A confusion matrix as rows of a table, in shares of each row."""
+    return [
+        {
+            "where": where,
+            "action": name,
+            "pairs": int(row.sum()),
+            **dict(zip(names, numbers(row / max(1, row.sum())), strict=True)),
+        }
+        for name, row in zip(names, counts, strict=True)
+    ]
 
 
 def _measure_lag(
@@ -195,6 +194,5 @@ def _measure_lag(
     walks = take_walks(env, range(seed, seed + streams), actions)
     drawn = dream(predictor, walks.frames[:, :START_FRAMES], actions, seed=noise_seed, advance=advance)
     shown = np.concatenate([walks.frames[:, START_FRAMES - 1 : START_FRAMES], drawn], axis=1)
-    return lag_correlation(pressed[:, START_FRAMES - 1 :], shown), side_by_side(
-        walks.frames[0, START_FRAMES:], drawn[0]
-    )
+    correlation = lag_correlation(pressed[:, START_FRAMES - 1 :], shown)
+    return correlation, side_by_side(walks.frames[0, START_FRAMES:], drawn[0])

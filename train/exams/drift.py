@@ -294,6 +294,6 @@ def _dreamed(
     for t, row in enumerate(actions[:, START_FRAMES - 1 :].T):
         frames = predictor.step(row)
         if t % every == 0:
-            kept.append(frames)
+            kept.append(frames.copy())
         advance(len(frames))
         yield frames

@@ -229,7 +229,7 @@ def dream(
     predictor.prime(frames, actions[:, :num_true], seed=seed)
     drawn = []
     for t in range(num_true, actions.shape[1]):
-        drawn.append(predictor.step(actions[:, t]))
+        drawn.append(predictor.step(actions[:, t]).copy())
         advance(len(frames))
     return np.stack(drawn, axis=1)
 
