@@ -213,9 +213,7 @@ def test_the_judge_is_trained_once_and_read_again_as_it_was(judge_file, monkeypa
     monkeypatch.setattr(inverse_dynamics, "train_judge", lambda *_: pytest.fail("it is trained again"))
     env = maze()
     judge, counts = inverse_dynamics.cached_judge(env, EXAM_SEED, TRAINING, judge_file)
-    walks = inverse_dynamics.random_walks(env, 10, 33, EXAM_SEED + 2 * inverse_dynamics.TRAIN_SEEDS)
-    labels = inverse_dynamics.readable_actions(walks, 0)
-    again = inverse_dynamics.confusion(inverse_dynamics.read_actions(judge, walks.frames), labels, 7)
+    again = inverse_dynamics.real_confusion(judge, env, EXAM_SEED + 2 * inverse_dynamics.TRAIN_SEEDS, TRAINING)
     assert (again == counts).all() and counts.sum() == 10 * 32
     with pytest.raises(ValueError, match="no judge of farworld/Maze-v0 with the actions turn_left"):
         inverse_dynamics.cached_judge(maze(actions="teco"), EXAM_SEED, TRAINING, judge_file)
@@ -237,12 +235,20 @@ def test_a_judge_in_the_cache_belongs_to_one_environment(monkeypatch, tmp_path):
 def test_walking_into_a_wall_reads_as_idling():
     env = maze()
     forward = env.spec.action_vocabulary.index("forward")
-    frames = take_walk(env, EXAM_SEED, [forward] * 60)[None]
-    walks = inverse_dynamics.Walks(frames, np.full((1, 60), forward), (EXAM_SEED,))
-    still = (frames[:, 1:] == frames[:, :-1]).all(axis=(2, 3, 4))
-    assert still.any()
-    assert (inverse_dynamics.readable_actions(walks, 0) == np.where(still, 0, forward)).all()
-    assert (inverse_dynamics.readable_actions(walks, None)[still] == inverse_dynamics.NOTHING).all()
+    frames, actions = take_walk(env, EXAM_SEED, [forward] * 60), np.full(60, forward)
+    still = np.array([(before == after).all() for before, after in zip(frames, frames[1:], strict=False)])
+    assert still.any() and not still.all()
+    assert (inverse_dynamics.readable_actions(frames, actions, 0) == np.where(still, 0, forward)).all()
+    assert (inverse_dynamics.readable_actions(frames, actions, None)[still] == inverse_dynamics.NOTHING).all()
+    assert (inverse_dynamics.readable_actions(frames, actions, None)[~still] == forward).all()
+
+
+def test_a_judge_looks_at_large_frames_reduced_by_area():
+    frames = np.random.default_rng(0).integers(0, 256, (3, 128, 96, 3), np.uint8)
+    small = inverse_dynamics.reduced(frames)
+    assert small.shape == (3, 64, 48, 3)
+    assert np.abs(small.astype(float) - frames.reshape(3, 64, 2, 48, 2, 3).mean(axis=(2, 4))).max() <= 0.5
+    assert inverse_dynamics.reduced(small) is small
 
 
 def test_actions_that_are_taken_for_each_other_are_one_and_others_are_not():

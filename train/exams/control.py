@@ -24,7 +24,7 @@ from farworld.train.exams.inverse_dynamics import (
     balanced_accuracy,
     cached_judge,
     confusion,
-    random_walks,
+    random_actions,
     read_actions,
     readable_actions,
 )
@@ -121,10 +121,13 @@ def control(
     noop = find_action(vocabulary, IDLE)
     judge, real = cached_judge(env, seed, training, judge_file, advance)
     group = alike(real)
-    walks = random_walks(env, streams, START_FRAMES + num_frames, seed)
-    labels = readable_actions(walks, noop)[:, START_FRAMES - 1 :]
+    seeds, num_actions = range(seed, seed + streams), START_FRAMES - 1 + num_frames
+    walks = take_walks(env, seeds, np.stack([random_actions(env, each, num_actions) for each in seeds]))
+    labels = np.stack([readable_actions(*walk, noop) for walk in zip(walks.frames, walks.actions, strict=True)])
+    labels = labels[:, START_FRAMES - 1 :]
     drawn = dream(predictor, walks.frames[:, :START_FRAMES], walks.actions, seed=noise_seed, advance=advance)
-    read = read_actions(judge, np.concatenate([walks.frames[:, START_FRAMES - 1 : START_FRAMES], drawn], axis=1))
+    shown = np.concatenate([walks.frames[:, START_FRAMES - 1 : START_FRAMES], drawn], axis=1)
+    read = np.stack([read_actions(judge, frames) for frames in shown])
     dreamed = confusion(read, labels, len(vocabulary))
     lags, lag_walk = _measure_lag(predictor, env, streams, num_frames, seed, noise_seed, advance)
     by_chance = SIGNIFICANCE / np.sqrt(streams * (num_frames - LARGEST_LAG))

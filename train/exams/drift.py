@@ -192,14 +192,17 @@ def drift(
     band, true, starts, shown = {}, {}, [], {}
     for name, actions in keys.items():
         short = min(REAL_FRAMES, num_frames)
-        seeds = range(seed + REAL_SEEDS, seed + REAL_SEEDS + real_episodes)
-        band[name] = bands(_real_spans(env, seeds, actions, short, round_trip, advance)[0])
+        real = [
+            _real_spans(env, (each,), actions, short, round_trip, advance)[0]
+            for each in range(seed + REAL_SEEDS, seed + REAL_SEEDS + real_episodes)
+        ]
+        band[name] = bands({fact: np.concatenate([spans[fact] for spans in real]) for fact in real[0]})
         true[name], episodes = _real_spans(env, range(seed, seed + streams), actions, num_frames, round_trip, advance)
-        starts += [episode[:START_FRAMES] for episode in episodes]
-        shown[name] = episodes[0][START_FRAMES:][:: _every(num_frames)]
+        starts.append(episodes[:, :START_FRAMES].copy())
+        shown[name] = episodes[0, START_FRAMES:][:: _every(num_frames)].copy()
     kept: list[np.ndarray] = []
     actions = np.repeat(np.stack([*keys.values()]), streams, axis=0)
-    frames = _dreamed(predictor, np.stack(starts), actions, noise_seed, kept, advance)
+    frames = _dreamed(predictor, np.concatenate(starts), actions, noise_seed, kept, advance)
     dreamed = span_statistics(frames, num_frames, round_trip)
     rows: list[dict[str, Any]] = []
     series: dict[str, list[float]] = {}

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from farworld.dataset import DatasetSpec
 from farworld.envs.environments import PixelEnv
 from farworld.envs.policies import sticky_random
-from farworld.train.exams.walks import IDLE, Advance, Walks, find_action, nobody, take_walks
+from farworld.train.exams.walks import IDLE, Advance, find_action, nobody, take_walk
 
 VERSION = 1  # of what is cached: another one is trained anew
-LARGEST = 64  # pixels a side that the judge looks at; larger frames are reduced by area
+LARGEST = 64  # pixels a side that the judge looks at
 WIDTHS = (32, 48, 64, 96)  # channels of its stages, each half as large as the one before
 TRAIN_SEEDS = 1_000_000  # behind the exams' own seeds
 NOTHING = -1  # label of a pair that shows nothing to read: no change, in a world that cannot idle
@@ -49,11 +49,11 @@ class JudgeTraining:
 
 
 class Judge(nn.Module):
-    """Logits of the actions from a frame and the one after it."""
+    """Logits of the actions from a frame and the one after it, both as `reduced` makes them."""
 
     def __init__(self, num_actions: int, size: tuple[int, int]) -> None:
         super().__init__()
-        height, width = (-(-side // _reduction(size)) for side in size)
+        height, width = size
         layers: list[nn.Module] = []
         channels = 9
         for out in WIDTHS:
@@ -61,59 +61,65 @@ class Judge(nn.Module):
             channels, height, width = out, -(-height // 2), -(-width // 2)
         self.features = nn.Sequential(*layers)
         self.logits = nn.Sequential(nn.Flatten(), nn.Dropout(0.2), nn.Linear(channels * height * width, num_actions))
-        self._size = size
 
     def forward(self, before: Tensor, after: Tensor, blur: int = 1) -> Tensor:
         """Logits, (N, actions).
 
         Args:
-            before: (N, H, W, 3), uint8.
+            before: (N, h, w, 3), uint8.
             after: the same one action later.
             blur: pixels a side that are made one before the judge looks, so that it learns not to rely on detail.
         """
-        first, second = (self._reduce(frames, blur) for frames in (before, after))
+        first, second = (frames.permute(0, 3, 1, 2).float() / 127.5 - 1 for frames in (before, after))
+        if blur > 1:
+            first, second = (_blurred(images, blur) for images in (first, second))
         return self.logits(self.features(torch.cat([first, second, second - first], dim=1)))
 
-    def _reduce(self, frames: Tensor, blur: int) -> Tensor:
-        images = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
-        images = F.avg_pool2d(images, _reduction(self._size), ceil_mode=True)
-        if blur > 1:
-            size = images.shape[-2:]
-            images = F.interpolate(
-                F.avg_pool2d(images, blur, ceil_mode=True), size, mode="bilinear", align_corners=False
-            )
-        return images
+
+def _blurred(images: Tensor, pixels: int) -> Tensor:
+    coarse = F.avg_pool2d(images, pixels, ceil_mode=True)
+    return F.interpolate(coarse, images.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _reduction(size: tuple[int, int]) -> int:
-    return max(1, -(-max(size) // LARGEST))
+def reduced(frames: np.ndarray) -> np.ndarray:
+    """Frames (N, H, W, 3), uint8, with no side above LARGEST pixels: areas of a whole number of pixels become one."""
+    factor = -(-max(frames.shape[1:3]) // LARGEST)
+    if factor <= 1:
+        return frames
+    images = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2).float()
+    pooled = F.avg_pool2d(images, factor, ceil_mode=True)
+    return pooled.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def random_walks(env: PixelEnv, count: int, num_frames: int, seed: int, advance: Advance = nobody) -> Walks:
-    """Real episodes under random actions that are held for a while, from many starts."""
-    seeds, rows = range(seed, seed + count), []
-    for each in seeds:
-        act = sticky_random(len(env.spec.action_vocabulary), np.random.default_rng(each))
-        rows.append([act() for _ in range(num_frames - 1)])
-    return take_walks(env, seeds, np.array(rows), advance)
+def random_actions(env: PixelEnv, seed: int, num_actions: int) -> np.ndarray:
+    """Random actions that are held for a while, (num_actions,), int64."""
+    act = sticky_random(len(env.spec.action_vocabulary), np.random.default_rng(seed))
+    return np.array([act() for _ in range(num_actions)], np.int64)
 
 
-def readable_actions(walks: Walks, noop: int | None) -> np.ndarray:
-    """What can be read from each pair of frames, (B, T): its action, and idling where nothing changes.
+def real_pairs(env: PixelEnv, seed: int, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """The frames (T + 1, h, w, 3) of a real episode under random actions, reduced, and what can be read, (T,)."""
+    actions = random_actions(env, seed, num_frames - 1)
+    frames = take_walk(env, seed, actions)
+    return reduced(frames), readable_actions(frames, actions, find_action(env.spec.action_vocabulary, IDLE))
+
+
+def readable_actions(frames: np.ndarray, actions: np.ndarray, noop: int | None) -> np.ndarray:
+    """What can be read from each pair of frames, (T,): its action, and idling where nothing changes.
 
     Who walks into a wall, digs in the air or looks up as far as it goes does what idling does; in a world that cannot
     idle such a pair is NOTHING.
     """
-    still = (walks.frames[:, 1:] == walks.frames[:, :-1]).all(axis=(2, 3, 4))
-    return np.where(still, NOTHING if noop is None else noop, walks.actions)
+    still = (frames[1:] == frames[:-1]).all(axis=(1, 2, 3))
+    return np.where(still, NOTHING if noop is None else noop, actions)
 
 
 @torch.inference_mode()
 def read_actions(judge: Judge, frames: np.ndarray, batch_size: int = 256) -> np.ndarray:
-    """The action that the judge sees between each frame and the next: (B, T + 1, H, W, 3) to (B, T)."""
-    before, after = (torch.from_numpy(x.reshape(-1, *x.shape[2:])) for x in (frames[:, :-1], frames[:, 1:]))
-    parts = [judge(a, b).argmax(dim=1) for a, b in zip(before.split(batch_size), after.split(batch_size), strict=True)]
-    return torch.cat(parts).numpy().reshape(frames.shape[0], -1)
+    """The action that the judge sees between each frame and the next, (T,); frames (T + 1, H, W, 3), uint8."""
+    seen = torch.from_numpy(reduced(frames))
+    pairs = zip(seen[:-1].split(batch_size), seen[1:].split(batch_size), strict=True)
+    return torch.cat([judge(before, after).argmax(dim=1) for before, after in pairs]).numpy()
 
 
 def confusion(read: np.ndarray, true: np.ndarray, num_actions: int) -> np.ndarray:
@@ -147,27 +153,26 @@ def train_judge(
         ValueError: fewer than two actions can be told apart at all.
     """
     vocabulary = env.spec.action_vocabulary
-    noop = find_action(vocabulary, IDLE)
-    walks = random_walks(env, training.episodes, training.frames, seed + TRAIN_SEEDS)
-    labels = readable_actions(walks, noop).ravel()
+    first = seed + TRAIN_SEEDS
+    episodes = [real_pairs(env, each, training.frames) for each in range(first, first + training.episodes)]
+    frames, labels = np.stack([pair[0] for pair in episodes]), np.concatenate([pair[1] for pair in episodes])
     known = np.flatnonzero(labels != NOTHING)
     present, counts = np.unique(labels[known], return_counts=True)
     if len(present) < 2:
         raise ValueError(f"no two actions of {env.spec.env_id} change the picture; there is no control to examine")
     rng = np.random.default_rng(seed)
     weights = (1 / counts)[np.searchsorted(present, labels[known])]
-    steps = walks.actions.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        judge = Judge(len(vocabulary), (env.spec.height, env.spec.width)).train()
+        judge = Judge(len(vocabulary), frames.shape[2:4]).train()
         optimizer = torch.optim.AdamW(judge.parameters(), lr=training.learning_rate, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, training.learning_rate, total_steps=training.steps, pct_start=0.1
         )
         for _ in range(training.steps):
             chosen = rng.choice(known, training.batch_size, p=weights / weights.sum())
-            episode, t = np.divmod(chosen, steps)
-            before, after = (torch.from_numpy(walks.frames[episode, t + k]) for k in (0, 1))
+            episode, t = np.divmod(chosen, training.frames - 1)
+            before, after = (torch.from_numpy(frames[episode, t + k]) for k in (0, 1))
             logits = judge(before, after, blur=int(rng.choice((1, 1, 2, 4))))
             loss = F.cross_entropy(logits, torch.from_numpy(labels[chosen]))
             optimizer.zero_grad(set_to_none=True)
@@ -176,8 +181,16 @@ def train_judge(
             schedule.step()
             advance(1)
     judge.eval().requires_grad_(False)
-    held_out = random_walks(env, training.held_out, training.frames, seed + 2 * TRAIN_SEEDS)
-    return judge, confusion(read_actions(judge, held_out.frames), readable_actions(held_out, noop), len(vocabulary))
+    return judge, real_confusion(judge, env, seed + 2 * TRAIN_SEEDS, training)
+
+
+def real_confusion(judge: Judge, env: PixelEnv, first_seed: int, training: JudgeTraining) -> np.ndarray:
+    """What the judge makes of held-out real episodes."""
+    counts = np.zeros((len(env.spec.action_vocabulary),) * 2, np.int64)
+    for seed in range(first_seed, first_seed + training.held_out):
+        frames, labels = real_pairs(env, seed, training.frames)
+        counts += confusion(read_actions(judge, frames), labels, len(counts))
+    return counts
 
 
 # The cache
@@ -220,7 +233,8 @@ def cached_judge(
         temporary.replace(path)
         return judge, counts
     advance(training.steps)
-    judge = Judge(len(names), (env.spec.height, env.spec.width)).eval().requires_grad_(False)
+    size = reduced(np.zeros((1, env.spec.height, env.spec.width, 3), np.uint8)).shape[1:3]
+    judge = Judge(len(names), size).eval().requires_grad_(False)
     try:
         with safe_open(path, "pt") as file:
             about = file.metadata() or {}

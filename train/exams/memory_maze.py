@@ -85,8 +85,7 @@ class Patrol:
             self._path.pop(0)
         if not self._path:
             self._ends.reverse()
-            here = (int(pose.x), int(pose.y))
-            self._path = way(self._walls, here, self._ends[0]) or [self._ends[0]]
+            self._path = way(self._walls, pose.cell, self._ends[0]) or [self._ends[0]]
         return steer(pose, self._path[0])
 
 
