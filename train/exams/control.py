@@ -33,6 +33,7 @@ from farworld.train.exams.walks import (
     FORWARD,
     IDLE,
     LEFT,
+    START_FRAMES,
     Advance,
     ExamResult,
     Predictor,
@@ -47,7 +48,6 @@ from farworld.train.exams.walks import (
     take_walks,
 )
 
-START_FRAMES = 8  # true ones before the dream
 ALIKE = 0.3  # share of mutual mistakes, of 0.5 for actions that nobody can tell apart, from which actions are merged
 LARGEST_LAG = 4  # frames
 NO_LAG = 0.2  # correlation below which the picture does not follow the keys at all

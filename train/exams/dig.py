@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from farworld.envs.environments import PixelEnv
+from farworld.train.evaluate import MAX_PSNR
 from farworld.train.exams.walks import (
     EXAM_SEED,
     LEFT,
@@ -31,13 +32,12 @@ from farworld.train.exams.walks import (
     take_walk,
 )
 
-START_FRAMES = 4  # true ones before the change
+BEFORE_FRAMES = 4  # true ones before the change
 AFTER_FRAMES = 3  # true ones that show the change
 LOOKS_DOWN = 2
 EDITS = {"dig": 2, "place": 1}  # the change, and how often it is made
 VISIBLE = 12  # grey levels by which a pixel of the region differs at least
 SMALLEST_REGION = 0.01  # of the picture, for a change to be worth looking at
-MAX_PSNR = 100.0  # of an exact region
 
 
 def num_frames(look_away: Sequence[int]) -> int:
@@ -145,7 +145,7 @@ def _find_pairs(
     idle, change = need_action(vocabulary, ("noop",), "the dig exam"), vocabulary.index(edit)
     away, again = (need_action(vocabulary, names, "the dig exam") for names in (LEFT, RIGHT))
     down = need_action(vocabulary, ("look_down",), "the dig exam")
-    before = [idle] * (START_FRAMES - 1) + [down] * LOOKS_DOWN
+    before = [idle] * (BEFORE_FRAMES - 1) + [down] * LOOKS_DOWN
     after = [idle] * AFTER_FRAMES + [away] * turns + [again] * turns
     plans = [[*before, *[action] * EDITS[edit], *after] for action in (change, idle)]
     pairs, tries = [], TRIES_PER_WALK * streams

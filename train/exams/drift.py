@@ -33,6 +33,7 @@ from farworld.train.exams.walks import (
     IDLE,
     LEFT,
     RIGHT,
+    START_FRAMES,
     Advance,
     ExamResult,
     Predictor,
@@ -46,7 +47,6 @@ from farworld.train.exams.walks import (
 )
 from farworld.world_model import WorldModel
 
-START_FRAMES = 8  # true ones before the dream
 SPAN_FRAMES = 20
 SAMPLE_EVERY = 5  # frames; those between are not looked at
 QUANTILES = (0.05, 0.95)

@@ -15,6 +15,7 @@ from farworld.train.evaluate import psnr
 from farworld.world_model import WorldConfig
 
 EXAM_SEED = 10_000_000  # environments of exams begin from this seed on; recordings draw theirs from all 32 bits
+START_FRAMES = 8  # true ones before a dream that goes on from anywhere
 SAME_PSNR = 40.0  # dB, from which on two true frames are taken for the same view
 TRIES_PER_WALK = 60  # seeds that are tried for each walk that is wanted
 LEFT, RIGHT = ("turn_left", "yaw_left", "left"), ("turn_right", "yaw_right", "right")
