@@ -42,6 +42,7 @@ from farworld.train.exams.walks import (
     need_action,
     nobody,
     numbers,
+    plot,
     rounded,
     side_by_side,
     turns_of_a_circle,
@@ -95,6 +96,7 @@ def revisit(
     rows: list[dict[str, Any]] = []
     series: dict[str, list[float]] = {}
     videos: dict[str, np.ndarray] = {}
+    plots: list[dict[str, Any]] = []
     turns = turns_of_a_circle(env)
     for steps in steps_out:
         walks = find_round_trips(env, steps, streams, seed)
@@ -123,10 +125,14 @@ def revisit(
             series[f"{name}.PSNR, {label}"] = numbers(values.mean(axis=0))
         # The circle's last frame is left out: on the spot it is the one on the screen when the dream began.
         for phase, part in (("way back", slice(0, back)), ("circle", slice(back, -1))):
-            if truth[:, part].shape[1]:
-                rows.append(
-                    _row(steps, phase, age[part], {n: v[:, part] for n, v in scores.items()}, dreams, truth, part)
-                )
+            if not truth[:, part].shape[1]:
+                continue
+            rows.append(_row(steps, phase, age[part], {n: v[:, part] for n, v in scores.items()}, dreams, truth, part))
+            lines = {name: numbers(scores[name][:, part].mean(axis=0)) for name in (*dreams, "copy_last")}
+            x, x_label = np.arange(1, age[part].size + 1), "frame"
+            if phase == "way back" and back == steps:
+                x, x_label = age[part], "frames since seen"
+            plots.append(plot(f"{phase}, {label}", lines, numbers(x), x_label, "PSNR, dB"))
         videos[f"revisit, {label}"] = side_by_side(truth[0], *(drawn[0] for drawn in dreams.values()))
     notes = [
         f"{streams} walks each, seeds from {seed} on; a circle is {turns} turns; true frames up to the farthest point, "
@@ -135,9 +141,8 @@ def revisit(
         "left out; the table leaves out the last frame of the circle, which is the walk's first view",
         "videos: truth, dream" + (", dream with a short memory" if short_memory is not None else ""),
     ]
-    return ExamResult(
-        {"name": "revisit", "summary": _summary(rows), "series": series, "table": rows, "notes": notes}, videos
-    )
+    report = {"name": "revisit", "summary": _summary(rows), "series": series, "table": rows, "notes": notes}
+    return ExamResult({**report, "plots": plots}, videos)
 
 
 def find_round_trips(env: PixelEnv, steps: int, streams: int, seed: int) -> Walks:
