@@ -268,10 +268,13 @@ def test_the_truth_sides_with_what_was_dug_and_built_and_a_forgetful_world_with_
     report = check_report(result)
     assert [row["edit"] for row in report["table"]] == ["dig", "place"]
     for row in report["table"]:
-        assert row["sides_with_edited"] == 1 and row["psnr_to_edited"] == 100
+        assert row["sides_with_edited"] == 1 and row["psnr_to_edited"] == 100 and row["remembered"] == 1
         assert row["psnr_to_unedited"] == pytest.approx(row["psnr_between_both"]) and row["region"] >= 0.01
     noise = check_report(dig.dig(Noise(), env, streams=2, look_away=(2,)))
     assert abs(noise["summary"]["margin_db"]) < 5 and noise["summary"]["psnr_to_edited"] < 12
+    assert noise["summary"]["remembered"] == 0  # the same noise, with the change and without
+    blurred = check_report(dig.dig(Forgetful(Truth(voxel)), env, streams=2, look_away=(2,)))
+    assert 0 < blurred["summary"]["remembered"] < 1
 
 
 class Unedited(Truth):
@@ -291,6 +294,7 @@ class Unedited(Truth):
 def test_a_world_in_which_holes_heal_sides_with_the_unedited_one():
     summary = dig.dig(Unedited(voxel), voxel(), streams=2, look_away=(2,)).report["summary"]
     assert summary["sides_with_edited"] == 0 and summary["psnr_to_unedited"] == 100 and summary["margin_db"] < -50
+    assert summary["remembered"] == 0
 
 
 def test_a_world_without_blocks_is_not_examined_in_digging():

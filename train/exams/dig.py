@@ -3,6 +3,10 @@
 In the block world a hole is dug, or a block placed; the predictor sees it in true frames, then looks away and back, and
 dreams all of that. The same is done in the real world with the change and without it. Where both differ when the eyes
 are back, the dream is compared with either: it should side with the changed world.
+
+A dream that has become a blur sides with whichever world is nearer to it in brightness. So the same is dreamed without
+the change as well, with the same noise: how much of the true difference between both worlds lies in the difference
+between both dreams is what is remembered, 1 for all of it and 0 for nothing.
 """
 
 from __future__ import annotations
@@ -41,8 +45,8 @@ SMALLEST_REGION = 0.01  # of the picture, for a change to be worth looking at
 
 
 def num_frames(look_away: Sequence[int]) -> int:
-    """Frames that are dreamed of one stream of one change."""
-    return sum(2 * turns for turns in look_away)
+    """Frames that are dreamed of one stream of one change, with it and without it."""
+    return sum(2 * 2 * turns for turns in look_away)
 
 
 def edits_of(env: PixelEnv) -> list[str]:
@@ -58,6 +62,12 @@ def region_psnr(frame: np.ndarray, truth: np.ndarray, region: np.ndarray) -> flo
     """PSNR in dB over a region (H, W), bool, of two frames (H, W, 3), uint8."""
     error = np.square(frame[region].astype(np.float64) - truth[region]).mean()
     return float(min(MAX_PSNR, 10 * np.log10(255**2 / error))) if error else MAX_PSNR
+
+
+def remembered(dreams: Sequence[np.ndarray], truths: Sequence[np.ndarray], region: np.ndarray) -> float:
+    """The share of the true difference of two frames (H, W, 3) that two dreamed ones have, in a region (H, W)."""
+    drawn, true = (first[region].astype(np.float64) - second[region] for first, second in (dreams, truths))
+    return float((drawn * true).sum() / np.square(true).sum())
 
 
 def dig(
@@ -91,33 +101,40 @@ def dig(
     videos: dict[str, np.ndarray] = {}
     for edit in edits:
         for turns in look_away:
-            with_it, without, actions = _find_pairs(env, edit, turns, streams, seed)
+            with_it, without, plans = _find_pairs(env, edit, turns, streams, seed)
             context = with_it.shape[1] - 2 * turns
-            drawn = dream(predictor, with_it[:, :context], actions, seed=noise_seed, advance=advance)
+            drawn, plainly_drawn = (
+                dream(predictor, frames[:, :context], np.tile(plan, (streams, 1)), seed=noise_seed, advance=advance)
+                for frames, plan in zip((with_it, without), plans, strict=True)
+            )
             scores = []
-            for changed, plain, seen in zip(with_it[:, -1], without[:, -1], drawn[:, -1], strict=True):
+            last = (frames[:, -1] for frames in (with_it, without, drawn, plainly_drawn))
+            for changed, plain, seen, plainly_seen in zip(*last, strict=True):
                 region = _region(changed, plain)
                 scores.append((region_psnr(seen, changed, region), region_psnr(seen, plain, region),
+                               remembered((seen, plainly_seen), (changed, plain), region),
                                region_psnr(plain, changed, region), region.mean()))  # fmt: skip
-            changed_psnr, plain_psnr, between, share = np.array(scores).T
+            changed_psnr, plain_psnr, kept, between, share = np.array(scores).T
             rows.append(
                 rounded(
                     {
                         "edit": edit, "turns_away": turns, "psnr_to_edited": changed_psnr.mean(),
                         "psnr_to_unedited": plain_psnr.mean(), "margin_db": (changed_psnr - plain_psnr).mean(),
                         "sides_with_edited": float((changed_psnr > plain_psnr).mean()),
-                        "psnr_between_both": between.mean(), "region": share.mean(),
+                        "remembered": kept.mean(), "psnr_between_both": between.mean(), "region": share.mean(),
                     }
                 )
             )  # fmt: skip
             videos[f"{edit}, {turns} turns away"] = side_by_side(with_it[0, context:], without[0, context:], drawn[0])
     sides = {f"{row['edit']}_{row['turns_away']}_sides_with_edited": row["sides_with_edited"] for row in rows}
     summary = {
+        "remembered": float(np.mean([row["remembered"] for row in rows])),
         "sides_with_edited": float(np.mean([*sides.values()])),
         "psnr_to_edited": float(np.mean([row["psnr_to_edited"] for row in rows])),
         "psnr_to_unedited": float(np.mean([row["psnr_to_unedited"] for row in rows])),
         "margin_db": float(np.mean([row["margin_db"] for row in rows])),
         **sides,
+        **{f"{row['edit']}_{row['turns_away']}_remembered": row["remembered"] for row in rows},
     }
     notes = [
         f"region: pixels that differ by {VISIBLE} grey levels or more between the world with and without the change, "
@@ -135,8 +152,8 @@ def _region(changed: np.ndarray, plain: np.ndarray) -> np.ndarray:
 
 def _find_pairs(
     env: PixelEnv, edit: str, turns: int, streams: int, first_seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Walks with a change and the same without it, each (B, T + 1, H, W, 3), and the actions (B, T) of the former.
+) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
+    """Walks with a change and the same without it, each (B, T + 1, H, W, 3), and the T actions of either.
 
     Raises:
         ValueError: no change is seen from enough starts.
@@ -157,7 +174,7 @@ def _find_pairs(
             pairs.append((changed, plain))
             if len(pairs) == streams:
                 with_it, without = (np.stack(walks) for walks in zip(*pairs, strict=True))
-                return with_it, without, np.tile(plans[0], (streams, 1))
+                return with_it, without, plans
     raise ValueError(
         f"of {tries} starts in {env.spec.env_id}, {edit} changes what is seen, and stays, in {len(pairs)}; "
         f"{streams} are wanted"
