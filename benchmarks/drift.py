@@ -35,8 +35,8 @@ from farworld.dataset import Dataset
 from farworld.device import describe_hardware
 from farworld.rollout import Rollout
 from farworld.train.evaluate import check_fit, psnr
-from farworld.train.exams.drift import frame_statistics, gradient, round_trip_of
-from farworld.train.exams.walks import dream
+from farworld.train.exams.drift import frame_statistics, gradient
+from farworld.train.exams.walks import dream, round_trip_of
 from farworld.video import contact_sheet, write_png
 from farworld.world_model import WorldModel
 

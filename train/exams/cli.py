@@ -146,7 +146,8 @@ def drift(
     """Examine how long a world lasts; see `farworld.train.exams.drift`."""
 
     def exam(candidate: Candidate) -> ExamResult:
-        from farworld.train.exams.drift import drift, round_trip_of, scripts, work
+        from farworld.train.exams.drift import drift, scripts, work
+        from farworld.train.exams.walks import round_trip_of
 
         world, env = candidate.world, candidate.env
         num_scripts = len(scripts(env.spec.action_vocabulary, 1))
@@ -175,12 +176,14 @@ def control(
     def exam(candidate: Candidate) -> ExamResult:
         from farworld.train.exams.control import control
         from farworld.train.exams.inverse_dynamics import JudgeTraining
+        from farworld.train.exams.walks import round_trip_of
 
         training = JudgeTraining()
         with progress_bar("control", training.steps + 2 * streams * frames, unit="steps and frames") as advance:
             return control(
                 candidate.rollout(streams), candidate.env, streams=streams, num_frames=frames, judge_file=judge,
-                training=training, noise_seed=options.seed, advance=advance,
+                training=training, round_trip=round_trip_of(candidate.world), noise_seed=options.seed,
+                advance=advance,
             )  # fmt: skip
 
     _examine(options, env_options, exam)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from farworld.envs.environments import PixelEnv
 from farworld.train.exams.inverse_dynamics import (
@@ -37,6 +38,7 @@ from farworld.train.exams.walks import (
     Advance,
     ExamResult,
     Predictor,
+    RoundTrip,
     dream,
     find_action,
     need_action,
@@ -94,6 +96,7 @@ def control(
     num_frames: int = 32,
     judge_file: Path | None = None,
     training: JudgeTraining | None = None,
+    round_trip: RoundTrip | None = None,
     seed: int = EXAM_SEED,
     noise_seed: int = 0,
     advance: Advance = nobody,
@@ -107,6 +110,8 @@ def control(
         num_frames: dreamed of each stream.
         judge_file: where the judge is kept; None is the user's cache.
         training: of the judge, if there is none yet.
+        round_trip: encodes and decodes frames; what the judge reads in true frames that went through it is the most
+            that can be had of a dream.
         seed: of the first world.
         noise_seed: of the predictor.
         advance: told the number of the judge's steps and of frames dreamed.
@@ -128,15 +133,19 @@ def control(
     drawn = dream(predictor, walks.frames[:, :START_FRAMES], walks.actions, seed=noise_seed, advance=advance)
     shown = np.concatenate([walks.frames[:, START_FRAMES - 1 : START_FRAMES], drawn], axis=1)
     read = np.stack([read_actions(judge, frames) for frames in shown])
-    dreamed = confusion(read, labels, len(vocabulary))
+    readings = {"real": real, "dream": confusion(read, labels, len(vocabulary))}
+    if round_trip is not None:
+        decoded = [round_trip(torch.from_numpy(frames[START_FRAMES - 1 :])).numpy() for frames in walks.frames]
+        seen = np.stack([read_actions(judge, frames) for frames in decoded])
+        readings["decoded"] = confusion(seen, labels, len(vocabulary))
     lags, lag_walk = _measure_lag(predictor, env, streams, num_frames, seed, noise_seed, advance)
     by_chance = SIGNIFICANCE / np.sqrt(streams * (num_frames - LARGEST_LAG))
     lag = int(lags.argmax()) if lags.max() >= max(NO_LAG, by_chance) else None
     right = (group[read] == group[labels]) & (labels >= 0)
     known = (labels >= 0).sum(axis=0)
     summary: dict[str, Any] = {
-        "accuracy": balanced_accuracy(dreamed, group), "real_accuracy": balanced_accuracy(real, group),
-        "accuracy_unmerged": balanced_accuracy(dreamed), "real_accuracy_unmerged": balanced_accuracy(real),
+        **{f"{name}_accuracy": balanced_accuracy(counts, group) for name, counts in readings.items()},
+        **{f"{name}_accuracy_unmerged": balanced_accuracy(counts) for name, counts in readings.items()},
         "chance": 1 / len(np.unique(group[real.sum(axis=1) > 0])),
         "first_frames_accuracy": float(right[:, :4].sum() / max(1, known[:4].sum())),
         "last_frames_accuracy": float(right[:, -4:].sum() / max(1, known[-4:].sum())),
@@ -147,7 +156,8 @@ def control(
     members = [[vocabulary.names[i] for i in np.flatnonzero(group == first)] for first in np.unique(group)]
     merged = "; ".join(" = ".join(names) for names in members if len(names) > 1) or "none"
     notes = [
-        "rows of the table: what was done, and the shares of what it was read as; accuracy is the mean over actions",
+        "rows of the table: what was done, and the shares of what it was read as; accuracy is the mean over actions; "
+        "decoded: true frames of the dreams' walks, encoded and decoded",
         f"taken for each other in the real world and merged: {merged}; "
         "what changes nothing in the real world counts as idling"
         + (", here as nothing to read" if noop is None else ""),
@@ -167,7 +177,7 @@ def control(
         plot("what the judge reads", {"dream": by_frame}, [*range(1, num_frames + 1)], "frame", "accuracy"),
         plot("key and change", {"dream": by_lag}, [*range(LARGEST_LAG + 1)], "lag, frames", "correlation"),
     ]
-    table = [*_rows("real", vocabulary.names, real), *_rows("dream", vocabulary.names, dreamed)]
+    table = [row for name, counts in readings.items() for row in _rows(name, vocabulary.names, counts)]
     report = {"name": "control", "summary": rounded(summary), "series": series, "table": table, "notes": notes}
     return ExamResult({**report, "plots": plots}, videos)
 

@@ -17,7 +17,7 @@ statistics has left for good. The true episode of every dream is judged alike, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,7 @@ from farworld.train.exams.walks import (
     Advance,
     ExamResult,
     Predictor,
+    RoundTrip,
     find_action,
     nobody,
     numbers,
@@ -45,7 +46,6 @@ from farworld.train.exams.walks import (
     side_by_side,
     take_walks,
 )
-from farworld.world_model import WorldModel
 
 SPAN_FRAMES = 20
 SAMPLE_EVERY = 5  # frames; those between are not looked at
@@ -55,8 +55,6 @@ REAL_EPISODES = 16  # of each script, for the band
 REAL_FRAMES = 300  # of each of them, at most
 REAL_SEEDS = 1_000  # after the first seed of the dreams the band's begin
 VIDEO_FRAMES = 300  # of each script, at most, evenly spaced
-
-RoundTrip = Callable[[Tensor], Tensor]  # frames (N, H, W, 3), uint8, to themselves encoded and decoded
 
 
 # Statistics
@@ -263,11 +261,6 @@ def work(streams: int, num_frames: int, real_episodes: int) -> int:
     """Frames that one script takes, real and dreamed."""
     true, dreamed = streams * (START_FRAMES - 1 + num_frames), streams * num_frames
     return real_episodes * (START_FRAMES - 1 + min(REAL_FRAMES, num_frames)) + true + dreamed
-
-
-def round_trip_of(world: WorldModel) -> RoundTrip:
-    """A world's autoencoder, there and back."""
-    return lambda frames: world.decode(world.encode(frames[:, None])[:, 0]).cpu()
 
 
 def _every(num_frames: int) -> int:

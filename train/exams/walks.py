@@ -8,11 +8,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from farworld.actions import ActionVocabulary
 from farworld.envs.environments import EnvSettings, PixelEnv
 from farworld.train.evaluate import psnr
-from farworld.world_model import WorldConfig
+from farworld.world_model import WorldConfig, WorldModel
 
 EXAM_SEED = 10_000_000  # environments of exams begin from this seed on; recordings draw theirs from all 32 bits
 START_FRAMES = 8  # true ones before a dream that goes on from anywhere
@@ -22,6 +23,7 @@ LEFT, RIGHT = ("turn_left", "yaw_left", "left"), ("turn_right", "yaw_right", "ri
 FORWARD, BACKWARD, IDLE = ("forward",), ("backward", "back"), ("noop",)
 
 Advance = Callable[[int], None]
+RoundTrip = Callable[[Tensor], Tensor]  # frames (N, H, W, 3), uint8, to themselves encoded and decoded
 
 
 def nobody(count: int) -> None:
@@ -233,6 +235,11 @@ def dream(
         drawn.append(predictor.step(actions[:, t]).copy())
         advance(len(frames))
     return np.stack(drawn, axis=1)
+
+
+def round_trip_of(world: WorldModel) -> RoundTrip:
+    """A world's autoencoder, there and back."""
+    return lambda frames: world.decode(world.encode(frames[:, None])[:, 0]).cpu()
 
 
 def frame_psnr(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
