@@ -144,6 +144,7 @@ def test_a_stream_has_left_for_good_after_its_last_span_inside():
 def test_a_band_is_the_middle_of_real_spans_and_a_margin():
     (low, high) = drift.bands({"mean": np.arange(101.0).reshape(1, -1)})["mean"]
     assert (low, high) == pytest.approx((5 - 0.25 * 90, 95 + 0.25 * 90))
+    assert drift.bands({"round_trip": np.arange(101.0)})["round_trip"] == (0, high)  # the shorter the better
 
 
 def test_statistics_see_what_they_are_called_after():
