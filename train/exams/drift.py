@@ -11,9 +11,9 @@ mixed. Pictures are judged by statistics that need no true frame beside them, in
 
 The band of a script and a statistic is what the real world shows under that script, in other worlds: from the 5 % to
 the 95 % quantile of its spans, and BAND_MARGIN of that width more on either side; of the round trip, which is short
-for what a decoder has made, only the upper end counts. A statistic leaves its band for good
-at the end of the last span that lies within; a stream's lifetime is the number of frames until the first of its
-statistics has left for good. The true episode of every dream is judged alike, as the most that can be had.
+for what a decoder has made, only the upper end counts. A statistic leaves its band for good at the end of the last span
+that lies within; a stream's lifetime is the number of frames until the first of its statistics has left for good. The
+true episode of every dream is judged alike, as the most that can be had.
 """
 
 from __future__ import annotations
