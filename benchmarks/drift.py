@@ -10,10 +10,8 @@ Every world is rolled out from the true first frames of each episode under the e
 of steps, with its own context noise and, if --noise is given, with those levels as well (`NAME at 0.1`). Spans of
 the rollout are compared with the true frames of the same span:
 
-- mean, std: grey level, and its deviation within a frame;
-- sharpness: mean gradient over that of the true frames;
-- round trip: root mean square distance in grey levels between a frame and itself encoded and decoded; it grows as
-  frames leave what the autoencoder knows;
+- mean, std, round trip: those of the drift exam, `farworld.train.exams.drift`;
+- sharpness: that of the exam, over that of the true frames;
 - PSNR: to the true frame; that of other true frames is the floor, "unrelated".
 """
 
@@ -27,7 +25,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from cyclopts import App, CycloptsError, Parameter
-from few_step import START_FRAMES, gradient
+from few_step import START_FRAMES
 from torch import Tensor
 
 from farworld.bench import commit_of_checkout
@@ -37,6 +35,8 @@ from farworld.dataset import Dataset
 from farworld.device import describe_hardware
 from farworld.rollout import Rollout
 from farworld.train.evaluate import check_fit, psnr
+from farworld.train.exams.drift import frame_statistics, gradient
+from farworld.train.exams.walks import dream, round_trip_of
 from farworld.video import contact_sheet, write_png
 from farworld.world_model import WorldModel
 
@@ -44,30 +44,11 @@ SPANS = ((0, 10), (40, 60), (90, 110), (280, 300), (580, 600), (980, 1000))
 SEVERAL = Parameter(consume_multiple=True, negative=())
 
 
-def roll_out(
-    world: WorldModel, frames: Tensor, actions: np.ndarray, *, context_noise: float, num_frames: int, advance
-) -> Tensor:
-    """num_frames frames of each episode's keys after its true start, (B, num_frames, H, W, 3), uint8."""
-    rollout = Rollout(world, batch_size=len(frames), context_noise=context_noise)
-    rollout.prime(frames[:, :START_FRAMES], actions[:, : START_FRAMES - 1])
-    drawn = []
-    for t in range(START_FRAMES - 1, START_FRAMES - 1 + num_frames):
-        drawn.append(torch.from_numpy(rollout.step(actions[:, t])))
-        advance()
-    return torch.stack(drawn, dim=1)
-
-
-@torch.inference_mode()
 def statistics(world: WorldModel, drawn: Tensor, truth: Tensor) -> dict[str, float]:
     """The scores of the module's docstring; both (N, H, W, 3), uint8."""
-    pixels, decoded = drawn.float(), world.decode(world.encode(drawn[:, None])[:, 0])
-    return {
-        "mean": float(pixels.mean()),
-        "std": float(pixels.flatten(1).std(dim=1).mean()),
-        "sharpness": float(gradient(drawn).mean() / gradient(truth).mean()),
-        "round_trip": float((pixels - decoded.float()).square().mean().sqrt()),
-        "psnr": float(psnr(drawn, truth).mean()),
-    }
+    facts = {name: float(x.mean()) for name, x in frame_statistics(drawn, round_trip_of(world)).items()}
+    sharpness = facts["sharpness"] / float(gradient(truth).mean())
+    return {**facts, "sharpness": sharpness, "psnr": float(psnr(drawn, truth).mean())}
 
 
 app = App(
@@ -113,11 +94,11 @@ def drift(
         cases += [(name, world, own), *((f"{name} at {level:g}", world, level) for level in noise if level != own)]
     true = truth[:, START_FRAMES:]
     rollouts: dict[str, Tensor] = {}
-    with progress_bar("rolling out", len(cases) * frames, unit="frames") as advance:
+    with progress_bar("rolling out", len(cases) * len(chosen) * frames, unit="frames") as advance:
         for name, world, level in cases:
-            rollouts[name] = roll_out(
-                world, truth, actions, context_noise=level, num_frames=frames, advance=lambda: advance(1)
-            )
+            rollout = Rollout(world, batch_size=len(chosen), context_noise=level)
+            drawn = dream(rollout, truth[:, :START_FRAMES].numpy(), actions, advance=lambda count: advance(count))
+            rollouts[name] = torch.from_numpy(drawn)
     rows: list[dict[str, Any]] = []
     first_world = next(iter(loaded.values()))
     for low, high in spans:

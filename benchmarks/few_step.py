@@ -49,6 +49,7 @@ from farworld.device import choose_device, describe_hardware
 from farworld.rollout import Rollout
 from farworld.train.config import PRESETS, TrainConfig, override
 from farworld.train.evaluate import check_fit, psnr
+from farworld.train.exams.drift import gradient
 from farworld.train.lpips import SMALLEST, load_lpips
 from farworld.train.world import split_episodes
 from farworld.world_model import WorldModel
@@ -179,13 +180,6 @@ def energy_score(drawn: Tensor, truth: Tensor) -> Tensor:
     error = torch.stack([distance(draw, truth) for draw in drawn]).mean(dim=0)
     pairs = [distance(drawn[i], drawn[j]) for i in range(len(drawn)) for j in range(i)]
     return error - torch.stack(pairs).mean(dim=0) / 2
-
-
-def gradient(frames: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring pixels, (N,)."""
-    pixels = frames.float()
-    along, down = (pixels.diff(dim=axis).abs().flatten(1).mean(dim=1) for axis in (1, 2))
-    return (along + down) / 2
 
 
 def scores(drawn: Tensor, truth: Tensor, many: Tensor, perceptual: PerceptualDistance | None) -> dict[str, Tensor]:

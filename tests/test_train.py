@@ -60,7 +60,10 @@ def bar_episode(index: int, num_frames: int = 20) -> Episode:
 @pytest.fixture(scope="module")
 def bars(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("bars") / "data"
-    spec = DatasetSpec(env_id="bars", height=16, width=16, frames_per_second=10.0, action_vocabulary=VOCABULARY)
+    spec = DatasetSpec(
+        env_id="bars", env_kwargs={"level": 3}, height=16, width=16, frames_per_second=10.0,
+        action_vocabulary=VOCABULARY,
+    )  # fmt: skip
     with create_or_open(path, spec) as writer:
         for index in range(24):
             writer.write(bar_episode(index))
@@ -104,6 +107,8 @@ def test_a_run_folder_holds_what_the_readme_says(learned):
     for name in ("checkpoints", "logs", "samples", "world/model.safetensors", "world/autoencoder.safetensors",
                  "world/contexts.safetensors", "world/config.json", "world/README.md", "run.json"):  # fmt: skip
         assert (learned / name).exists(), name
+    told = load_world(learned).config.training["data"]  # what the exams make the environment anew with
+    assert told["env"] == "bars" and told["env_kwargs"] == {"level": 3}
     assert list((learned / "logs").glob("world/events.*")) and list((learned / "samples").glob("world-*.png"))
     config = json.loads((learned / "world" / "config.json").read_text())
     assert config["action_timing"] == "after_frame" and config["training"]["config"]["world_steps"] == 400

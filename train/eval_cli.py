@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from farworld.play.cli import GUIDANCE_HELP, LAYOUT_HELP, prepare_environment
+from farworld.train.exams import EXAMS
 
 if TYPE_CHECKING:
     from farworld.checkpoint import World
@@ -20,6 +21,8 @@ PARETO_STEPS = (1, 2, 4, 8, 25, 50)
 FLAG = Parameter(negative=())
 
 evaluation = App(name="eval", help="Measure how good a world model is on recorded episodes that it was not trained on.")
+for _name, _help in EXAMS.items():
+    evaluation.command(f"farworld.train.exams.cli:{_name.replace('-', '_')}", name=_name, help=_help)
 
 
 @evaluation.default

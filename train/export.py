@@ -139,6 +139,7 @@ def export_world(
         "config": train_config.to_json(run.config),
         "data": {
             "env": data.spec.env_id,
+            "env_kwargs": data.spec.env_kwargs,
             "policy": data.spec.policy,
             "seed": data.spec.seed,
             "episodes": len(data),

@@ -5,7 +5,10 @@ from __future__ import annotations
 import ctypes.util
 import os
 import sys
-from typing import Any
+from math import atan2, degrees
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from farworld.actions import Action, ActionVocabulary
 from farworld.envs.adapters import DMEnv
@@ -31,6 +34,19 @@ def prepare() -> None:
 def arguments(size: int) -> dict[str, Any]:
     """It draws any size itself."""
     return {"camera_resolution": size}
+
+
+class Pose(NamedTuple):
+    """Where the camera is: x and y in cells from a corner of the outer walls, heading in degrees, x to y."""
+
+    x: float
+    y: float
+    heading: float
+
+    @property
+    def cell(self) -> tuple[int, int]:
+        """The cell that it is in."""
+        return int(self.x), int(self.y)
 
 
 class MemoryMazeEnv(DMEnv):
@@ -64,3 +80,18 @@ class MemoryMazeEnv(DMEnv):
         task = getattr(tasks, f"memory_maze_{maze_size}x{maze_size}")
         super().__init__(task, {"image_only_obs": True, **kwargs})
         self.metadata = {**DMEnv.metadata, "render_fps": float(kwargs.get("control_freq", tasks.DEFAULT_CONTROL_FREQ))}
+
+    def pose(self) -> Pose:
+        """Where the camera is now."""
+        arena, body = self._env._task._maze_arena, self._env.physics.bind(self._env._task._walker.root_body)
+        x, y = (
+            place / arena.xy_scale + cells / 2
+            for place, cells in zip(body.xpos[:2], (arena.maze.width, arena.maze.height), strict=True)
+        )
+        ahead = body.xmat.reshape(3, 3)[:2, 1]
+        return Pose(float(x), float(y), degrees(atan2(ahead[1], ahead[0])))
+
+    def walls(self) -> np.ndarray:
+        """Which cells are walls, (cells, cells), bool, indexed [x, y] as poses are."""
+        layer = self._env._task._maze_arena.maze.entity_layer
+        return ~np.isin(np.flip(layer, 0), (" ", "P", "G")).T
