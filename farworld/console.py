@@ -114,6 +114,11 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def json_line(value: dict[str, Any]) -> str:
+    """One line of JSON; NaN and infinity become null."""
+    return json.dumps(_plain(value))
+
+
 def print_json(value: dict[str, Any]) -> None:
-    """Print one line of JSON on stdout; NaN and infinity become null."""
-    print(json.dumps(_plain(value)), flush=True)
+    """Print one line of JSON on stdout; see `json_line`."""
+    print(json_line(value), flush=True)

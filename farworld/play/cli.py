@@ -152,8 +152,15 @@ def _check_choice(
             "give either --ckpt minecraft|dmlab|DIRECTORY|HUB_REPO for a learned world, or --env maze|voxel|ID for a "
             f"real environment, got {'neither' if ckpt is None else 'both'}"
         )
-    given, partner = (of_env, "--env, a real environment") if env is None else (of_ckpt, "--ckpt, a learned world")
-    for name, value in given.items():
+    if env is None:
+        refuse(of_env, "--env, a real environment")
+    else:
+        refuse(of_ckpt, "--ckpt, a learned world")
+
+
+def refuse(options: Mapping[str, object], partner: str) -> None:
+    """Raise ValueError if one of these options, which go with something else, was given; None is one that was not."""
+    for name, value in options.items():
         if value is not None:
             raise ValueError(f"{name} goes with {partner}; leave it out")
 
