@@ -177,7 +177,7 @@ def test_records_become_a_plot(records, tmp_path, capfd):
 
 
 def test_a_table_needs_no_plot_library_and_a_plot_says_which(records, tmp_path, monkeypatch, capfd):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     bench(["report", str(records)], result_action="return_value")
     assert "play tiny" in capfd.readouterr().out
     with pytest.raises(ImportError, match=r'pip install "farworld\[report\]"'):
