@@ -16,7 +16,16 @@ from cyclopts import App, Parameter
 
 from farworld.console import json_line, print_json, progress_bar, stdout_to_stderr
 from farworld.env_options import EnvOptions
-from farworld.play.cli import CKPT_HELP, FRAME_SIZE_HELP, GUIDANCE_HELP, LAYOUT_HELP, prepare_environment, refuse
+from farworld.play.cli import (
+    BACKEND_HELP,
+    CKPT_HELP,
+    FRAME_SIZE_HELP,
+    GUIDANCE_HELP,
+    LAYOUT_HELP,
+    Backend,
+    prepare_environment,
+    refuse,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +72,7 @@ def play(
     guidance: Annotated[float, Parameter(help=GUIDANCE_HELP)] = 1.0,
     layout: Annotated[Literal["sliding", "anchored"] | None, Parameter(help=LAYOUT_HELP)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where the model runs.")] = "auto",
+    backend: Annotated[Backend, Parameter(help=BACKEND_HELP)] = "torch",
     seed: Annotated[int, Parameter(help=SEED_HELP)] = 0,
     record: Annotated[Path | None, Parameter(help=RECORD_HELP)] = None,
     json: Annotated[bool, Parameter(negative=(), help=JSON_HELP)] = False,
@@ -85,11 +95,11 @@ def play(
 
         player = open_player(
             ckpt, seed=seed, num_steps=steps, context_frames=context, guidance_scale=guidance, layout=layout,
-            device=device,
+            device=device, backend=backend,
         )  # fmt: skip
         with Window(player) as window:
             report = measure(PlayedWindow(window, player, seed), frames, began)
-    _publish({"bench": "play", "ckpt": player.world.path, **report}, record, json)
+    _publish({"bench": "play", "ckpt": player.world.path, "backend": backend, **report}, record, json)
 
 
 @bench.command
@@ -469,19 +479,22 @@ def describe_rollout(rollout: Rollout) -> dict[str, Any]:
 
 
 def describe_arithmetic(subject: Subject, rollout: Rollout, frame_ms: float) -> dict[str, Any]:
-    """What a frame takes of what the machine can do; a frame that is replayed from a CUDA graph counts as unknown."""
+    """What a frame takes of what the machine can do; unknown where something else than PyTorch computes it."""
     from farworld.arithmetic import count_flops, matmul_rate
+    from farworld.exported import is_exported
 
-    subject.prepare()
-    flops = count_flops(subject.next_frame) // subject.num_streams
     rate = matmul_rate(rollout.world.device, rollout.world.transformer.velocity_head.bias.dtype)
-    achieved = 1000 * flops / frame_ms
-    return {
-        "flops_per_frame": flops or None,
-        "flops_per_second": achieved or None,
-        "matmul_flops_per_second": rate,
-        "flops_utilisation": round(achieved / rate, 3) or None,
-    }
+    report: dict[str, Any] = dict.fromkeys(("flops_per_frame", "flops_per_second", "flops_utilisation"))
+    if not is_exported(rollout.world):
+        subject.prepare()
+        flops = count_flops(subject.next_frame) // subject.num_streams
+        achieved = 1000 * flops / frame_ms
+        report = {
+            "flops_per_frame": flops,
+            "flops_per_second": achieved,
+            "flops_utilisation": round(achieved / rate, 3),
+        }
+    return {**report, "matmul_flops_per_second": rate}
 
 
 def describe_run(device: torch.device | None = None) -> dict[str, Any]:

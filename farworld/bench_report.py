@@ -21,7 +21,7 @@ NEEDS_MATPLOTLIB = 'a plot needs matplotlib: pip install "farworld[report]", or 
 COLUMNS = {
     "what": ("bench",),
     "frames": ("frame_size",),
-    "device": ("device",),
+    "device": ("device", "backend"),
     "streams": ("batch_size",),
     "steps": ("steps",),
     "context": ("context_frames",),
@@ -178,6 +178,8 @@ def _label(record: dict[str, Any], *, with_context: bool = False) -> str:
     label = name_of(record)
     if record.get("steps"):
         label += f", steps {record['steps']}, {record['layout']}, {record['device']}"
+        if record.get("backend", "torch") != "torch":
+            label += f" by {record['backend']}"
     if record.get("batch_size", 1) > 1:
         label += f", {record['batch_size']} streams"
     if with_context and record.get("context_frames"):

@@ -454,27 +454,42 @@ class FAR(nn.Module):
         Returns:
             As `forward`.
         """
-        config, modulate = self.config, modulate or self.modulations
-        fine_stream = self._stream(fine, self.fine_embedding, config.patch_size, modulate)
-        coarse_stream = None
-        if coarse is not None and config.context_patch_size:
-            coarse_stream = self._stream(coarse, self.coarse_embedding, config.context_patch_size, modulate)
+        fine_stream, coarse_stream = self.streams(fine, coarse, modulate)
         for block in self.blocks:
             outputs = num_outputs if block is self.blocks[-1] else None
             run_block: Callable = block
             if self.recompute and torch.is_grad_enabled():
                 run_block = functools.partial(checkpoint, block, use_reentrant=False)
             fine_stream, coarse_stream = run_block(fine_stream, coarse_stream, attend, outputs)
-        tokens = self._final(fine_stream)
-        velocity = _unpatchify(self.velocity_head(tokens), config, config.patch_size)
-        if self.copy_head is not None and before is not None:
-            gate = _stretched(_unpatchify(self.copy_head(tokens), config, config.patch_size).float().sigmoid())
-            shortest = min(COPY_TIMESTEP_MIN, 1 / (config.shortcut_steps or 1))
-            velocity = _mix_in_copy(velocity.float(), gate, fine, before, shortest)
+        velocity = self.read_out(*self.heads(fine_stream), fine, before)
+        config = self.config
         if coarse_stream is not None and self.coarse_head is not None and config.context_patch_size:
             coarse_velocity = self.coarse_head(self._final(coarse_stream))
             velocity = torch.cat([_unpatchify(coarse_velocity, config, config.context_patch_size), velocity], dim=1)
         return velocity
+
+    def streams(self, fine: Frames, coarse: Frames | None, modulate: Modulate | None) -> tuple[Stream, Stream | None]:
+        """Both streams as they enter the blocks; see `run`."""
+        config, modulate = self.config, modulate or self.modulations
+        coarse_stream = None
+        if coarse is not None and config.context_patch_size:
+            coarse_stream = self._stream(coarse, self.coarse_embedding, config.context_patch_size, modulate)
+        return self._stream(fine, self.fine_embedding, config.patch_size, modulate), coarse_stream
+
+    def heads(self, stream: Stream) -> tuple[Tensor, Tensor | None]:
+        """What the heads say of each fine token: velocity, and the copy gate's logits, if there is one."""
+        tokens = self._final(stream)
+        return self.velocity_head(tokens), None if self.copy_head is None else self.copy_head(tokens)
+
+    def read_out(self, velocity: Tensor, copy: Tensor | None, fine: Frames, before: Tensor | None) -> Tensor:
+        """What `heads` say, as velocities of the last frames, (B, N, C, H, W), with the frames before mixed in."""
+        config = self.config
+        velocity = _unpatchify(velocity, config, config.patch_size)
+        if copy is None or before is None:
+            return velocity
+        gate = _stretched(_unpatchify(copy, config, config.patch_size).float().sigmoid())
+        shortest = min(COPY_TIMESTEP_MIN, 1 / (config.shortcut_steps or 1))
+        return _mix_in_copy(velocity.float(), gate, fine, before, shortest)
 
     def modulations(self, timestep: Tensor, action: Tensor, step_size: Tensor | None = None) -> Modulations:
         """See `Modulations`; timestep and step_size (B, F) or broadcast to it, action (B, F)."""

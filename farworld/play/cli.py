@@ -19,6 +19,7 @@ from farworld.env_options import EnvOptions
 if TYPE_CHECKING:
     from farworld.play.player import Player
 
+Backend = Literal["torch", "openvino", "openvino-bf16"]
 CKPT_HELP = (
     "bundled (minecraft, dmlab), a directory, a hub owner/repo, or the official weights "
     "guyuchao/FAR_Models:minecraft or :dmlab."
@@ -27,6 +28,10 @@ GUIDANCE_HELP = "Guidance scale; 1 is off, more heeds the keys more, at twice th
 LAYOUT_HELP = (
     "Of long short-term attention; the world's own without it. Official weights are anchored; sliding costs them a "
     "fraction, at some loss of quality."
+)
+BACKEND_HELP = (
+    "What runs the model. On a CPU openvino takes less time, once it has exported the world, some seconds at the "
+    "start; openvino-bf16 still less, at a slight loss. Both need farworld[openvino]."
 )
 SCRIPT_HELP = (
     "Keys to press when headless, a text file with one entry a line, KEY[+KEY...] [xCOUNT]: `up x10` holds a key "
@@ -60,6 +65,7 @@ def play(
     guidance: Annotated[float | None, Parameter(help=GUIDANCE_HELP)] = None,
     layout: Annotated[Literal["sliding", "anchored"] | None, Parameter(help=LAYOUT_HELP)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where the model runs.")] = "auto",
+    backend: Annotated[Backend, Parameter(help=BACKEND_HELP)] = "torch",
     size: Annotated[int, Parameter(help="Side of the picture in the window, in pixels.")] = 640,
     frames_per_second: Annotated[
         float | None, Parameter(help="Pace of the window; the world's own without it. What is written keeps the own.")
@@ -89,6 +95,7 @@ def play(
             "--guidance": guidance,
             "--layout": layout,
             "--device": None if device == "auto" else device,
+            "--backend": None if backend == "torch" else backend,
         },
         of_env={"--record": record, "--frame-size": frame_size, **dict.fromkeys(options.given, True)},
     )
@@ -106,6 +113,7 @@ def play(
             player = open_player(
                 ckpt, seed=seed, start=start or 0, num_steps=steps, context_frames=context,
                 guidance_scale=1.0 if guidance is None else guidance, layout=layout, device=device,
+                backend=backend,
             )  # fmt: skip
         else:
             from farworld.envs.player import open_env_player

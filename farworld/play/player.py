@@ -206,6 +206,7 @@ def open_player(
     guidance_scale: float = 1.0,
     layout: str | None = None,
     device: str = "auto",
+    backend: str = "torch",
 ) -> WorldPlayer:
     """Load a world and put it at a start context.
 
@@ -218,15 +219,21 @@ def open_player(
         guidance_scale: see `Rollout`.
         layout: see `Rollout`.
         device: auto, cpu, cuda or mps.
+        backend: torch, or openvino or openvino-bf16, see `farworld.exported`.
 
     Raises:
         ValueError, FileNotFoundError: see `load_world`, `Rollout` and `WorldPlayer`.
+        ImportError: the backend is not installed.
     """
     from farworld.checkpoint import load_world
     from farworld.device import choose_device
     from farworld.rollout import Rollout
 
     world = load_world(checkpoint, device=choose_device(device))
+    if backend != "torch":
+        from farworld.exported import run_by_openvino
+
+        run_by_openvino(world.model, precision="bfloat16" if backend == "openvino-bf16" else "float32")
     rollout = Rollout(
         world.model, num_steps=num_steps, context_frames=context_frames, guidance_scale=guidance_scale, layout=layout
     )
