@@ -8,10 +8,10 @@
 - autocast: PyTorch's automatic mixed precision.
 - int8: dynamic quantisation of linear layers (`torch.ao.quantization.quantize_dynamic`); the decoder has none.
 - compile: `torch.compile` with frozen weights; needs a C++ compiler, and minutes.
-- openvino, openvino-bf16: exported and run by OpenVINO in float32 and bfloat16; needs `pip install openvino`.
+- openvino, openvino-bf16: run by OpenVINO in float32 and in bfloat16; needs `pip install "farworld[openvino]"`.
 
-The last two take a pass of the transformer as a pure function: keys and values of new frames come out, and the caller
-writes them into the cache. That fits play when its window is full, in one step a frame; anything else runs eagerly.
+The last three take a pass of the transformer as a pure function, see `farworld.exported`; they are made in the first
+frame.
 
 Every path has a rollout of its own that goes on from the same full context under the same actions, and they take turns
 frame by frame, so that other load hits all alike. Processor time of all threads is what counts on a busy machine. A
@@ -27,11 +27,10 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from cyclopts import App, CycloptsError, Parameter
 from torch import Tensor, nn
 
@@ -40,21 +39,8 @@ from farworld.bench import commit_of_checkout
 from farworld.checkpoint import World, load_world
 from farworld.console import progress_bar
 from farworld.device import describe_hardware
+from farworld.exported import ExportedRun, PurePass, run_by_openvino
 from farworld.models import packed
-from farworld.models.attention import QKV, rope_table
-from farworld.models.far import (
-    COPY_TIMESTEP_MIN,
-    FAR,
-    Block,
-    Frames,
-    Modulate,
-    Stream,
-    _mix_in_copy,
-    _stretched,
-    _unpatchify,
-    patchify,
-)
-from farworld.models.kv_cache import CachedAttention
 from farworld.models.packed import PackedLinear
 from farworld.models.packed_conv import PackedConv
 from farworld.rollout import Rollout
@@ -64,164 +50,6 @@ ALL: tuple[Path, ...] = (
     "eager", "unpacked", "bfloat16", "autocast", "int8", "compile", "openvino", "openvino-bf16",
 )  # fmt: skip
 WARM_UP_FRAMES = 3
-Call = Callable[..., tuple[Tensor, ...]]
-
-
-class PurePass(nn.Module):
-    """A pass of the transformer in play's steady state, without side effects and with all that changes as an input."""
-
-    def __init__(self, transformer: FAR) -> None:
-        super().__init__()
-        self.transformer = transformer
-
-    def forward(
-        self,
-        fine_latents: Tensor,
-        coarse_latents: Tensor,
-        fine_modulations: Tensor,
-        coarse_modulations: Tensor,
-        fine_cos: Tensor,
-        fine_sin: Tensor,
-        coarse_cos: Tensor,
-        coarse_sin: Tensor,
-        keys: Tensor,
-        values: Tensor,
-        fine_mask: Tensor,
-        coarse_mask: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """Velocity and copy logits of the last frame's tokens, and keys and values of the new frames.
-
-        Args:
-            fine_latents: (B, F, C, H, W).
-            coarse_latents: likewise.
-            fine_modulations: (B, F, M), of all layers one after the other.
-            coarse_modulations: likewise.
-            fine_cos: of `rope_table`.
-            fine_sin: likewise.
-            coarse_cos: likewise.
-            coarse_sin: likewise.
-            keys: (layers, B, A, S, K), the cache's.
-            values: likewise.
-            fine_mask: (1, 1, Q, S + N), to be added, for the cache and the N new tokens, coarse ones first.
-            coarse_mask: likewise for coarse queries and keys.
-        """
-        model, config = self.transformer, self.transformer.config
-        assert config.context_patch_size and model.copy_head is not None
-        parts = [6 * config.width] * config.num_layers + [2 * config.width]
-        fine = Stream(
-            model.fine_embedding(patchify(fine_latents, config.patch_size)),
-            tuple(fine_modulations.split(parts, dim=-1)),
-            (fine_cos, fine_sin),
-        )
-        coarse: Stream | None = Stream(
-            model.coarse_embedding(patchify(coarse_latents, config.context_patch_size)),
-            tuple(coarse_modulations.split(parts, dim=-1)),
-            (coarse_cos, coarse_sin),
-        )
-        new_keys, new_values = [], []
-        coarse_length = coarse_mask.shape[-1] - coarse_cos.shape[0]
-
-        def attend(layer: int, fine_qkv: QKV, coarse_qkv: QKV | None) -> tuple[Tensor, Tensor | None]:
-            assert coarse_qkv is not None
-            new_keys.append(torch.cat([coarse_qkv.k, fine_qkv.k], dim=2))
-            new_values.append(torch.cat([coarse_qkv.v, fine_qkv.v], dim=2))
-            queries = fine_qkv.q.shape[2]
-            fine_out = F.scaled_dot_product_attention(
-                fine_qkv.q,
-                torch.cat([keys[layer], new_keys[-1]], dim=2),
-                torch.cat([values[layer], new_values[-1]], dim=2),
-                attn_mask=fine_mask[:, :, -queries:],
-            )
-            coarse_out = F.scaled_dot_product_attention(
-                coarse_qkv.q,
-                torch.cat([keys[layer, :, :, :coarse_length], coarse_qkv.k], dim=2),
-                torch.cat([values[layer, :, :, :coarse_length], coarse_qkv.v], dim=2),
-                attn_mask=coarse_mask,
-            )
-            return fine_out, coarse_out
-
-        for block in model.blocks:
-            fine, coarse = cast(Block, block)(fine, coarse, attend, 1 if block is model.blocks[-1] else None)
-        tokens = model._final(fine)
-        return model.velocity_head(tokens), model.copy_head(tokens), torch.stack(new_keys), torch.stack(new_values)
-
-
-class PureRun:
-    """Stands in for `FAR.run`: a pure pass where one fits, else the eager one."""
-
-    def __init__(self, transformer: FAR, make_pass: Callable[[PurePass, tuple[Tensor, ...]], Call]) -> None:
-        """Take over a transformer.
-
-        Args:
-            transformer: whose `run` this is to be.
-            make_pass: makes a pure pass fast, given an example of what it will see.
-        """
-        self.eager = transformer.run
-        self.pure = PurePass(transformer).eval()
-        self.make_pass = make_pass
-        self.fast: Call | None = None
-        self.seconds_to_make = 0.0
-
-    def __call__(
-        self,
-        fine: Frames,
-        coarse: Frames | None,
-        attend: CachedAttention,
-        *,
-        before: Tensor | None = None,
-        num_outputs: int | None = None,
-        modulate: Modulate | None = None,
-    ) -> Tensor:
-        """See `FAR.run`."""
-        fits = coarse is not None and (len(fine.index), len(coarse.index), num_outputs) == (2, 1, 1)
-        if not fits or modulate is None or before is None:
-            return self.eager(fine, coarse, attend, before=before, num_outputs=num_outputs, modulate=modulate)
-        assert coarse is not None
-        inputs = self._inputs(fine, coarse, attend, modulate)
-        if self.fast is None:
-            began = time.process_time()
-            self.fast = self.make_pass(self.pure, inputs)
-            self.seconds_to_make = time.process_time() - began
-        velocity, copy, new_keys, new_values = self.fast(*inputs)
-        start = 0
-        for span in attend.coarse_ranges + attend.fine_ranges:
-            stop = start + span.stop - span.start
-            attend.cache.keys[:, :, :, span] = new_keys[:, :, :, start:stop]
-            attend.cache.values[:, :, :, span] = new_values[:, :, :, start:stop]
-            start = stop
-        config = self.pure.transformer.config
-        gate = _stretched(_unpatchify(copy, config, config.patch_size).sigmoid())
-        shortest = min(COPY_TIMESTEP_MIN, 1 / (config.shortcut_steps or 1))
-        return _mix_in_copy(_unpatchify(velocity, config, config.patch_size), gate, fine, before, shortest)
-
-    def _inputs(self, fine: Frames, coarse: Frames, attend: CachedAttention, modulate: Modulate) -> tuple[Tensor, ...]:
-        """What `PurePass.forward` takes."""
-        config, cache = self.pure.transformer.config, attend.cache
-        assert config.context_patch_size
-        ropes = [
-            rope_table(
-                frames.index, config.latent_height // patch, config.latent_width // patch, patch // config.patch_size,
-                config.head_size, frame_scale=config.positions.frame_scale,
-            )
-            for frames, patch in ((fine, config.patch_size), (coarse, config.context_patch_size))
-        ]  # fmt: skip
-        modulations = [torch.cat(modulate(frames.timestep, frames.action, None), dim=-1) for frames in (fine, coarse)]
-        new = torch.cat([torch.arange(span.start, span.stop) for span in attend.coarse_ranges + attend.fine_ranges])
-        mask = torch.full((1, 1, attend.num_queries, cache.keys.shape[3]), -torch.inf)
-        for queries, stop, group in attend.groups:
-            mask[:, :, queries, :stop] = 0.0 if group is None else group
-        coarse_new = new[: len(attend.coarse_ranges) * config.coarse_tokens]
-        return (
-            fine.latents, coarse.latents, *modulations, *ropes[0], *ropes[1], cache.keys, cache.values,
-            _moved_to_the_end(mask, new), _moved_to_the_end(attend.coarse_mask.clone(), coarse_new),
-        )  # fmt: skip
-
-
-def _moved_to_the_end(mask: Tensor, new: Tensor) -> Tensor:
-    """The mask for keys whose new ones are behind the cache and not yet in their slots."""
-    at_the_end = mask[..., new]
-    mask[..., new] = -torch.inf
-    return torch.cat([mask, at_the_end], dim=-1)
 
 
 # Making paths
@@ -252,7 +80,10 @@ def prepare(path: Path, ckpt: str, threads: int) -> World:
     elif path == "compile":
         _compile(world, threads)
     elif path.startswith("openvino"):
-        _export(world, "bf16" if path.endswith("bf16") else "f32", threads)
+        try:
+            run_by_openvino(world.model, precision="bfloat16" if path.endswith("bf16") else "float32")
+        except (ImportError, ValueError) as error:
+            raise Unavailable(str(error)) from error
     return world
 
 
@@ -295,49 +126,8 @@ def _compile(world: World, threads: int) -> None:
 
     inductor.freezing, inductor.cpp.threads = True, threads
     transformer, decoder = world.model.transformer, world.model.autoencoder.decoder
-    transformer.run = PureRun(transformer, lambda pure, _: torch.compile(pure))  # type: ignore[assignment]
+    transformer.run = ExportedRun(transformer, torch.compile(PurePass(transformer)))  # type: ignore[method-assign]
     world.model.autoencoder.decoder = torch.compile(decoder)  # type: ignore[assignment]
-
-
-def _export(world: World, precision: str, threads: int) -> None:
-    try:
-        import openvino
-    except ImportError as error:
-        raise Unavailable("OpenVINO is not installed: pip install openvino") from error
-    core = openvino.Core()
-    settings = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-        "ENABLE_CPU_PINNING": False,
-    }
-
-    def export(module: nn.Module, inputs: tuple[Tensor, ...]) -> Call:
-        """The module by OpenVINO, for inputs of these shapes; it reads them where they are."""
-        example = tuple(tensor.clone() for tensor in inputs)
-        with torch.inference_mode(False), torch.no_grad():
-            exported = openvino.convert_model(module, example_input=tuple(torch.zeros_like(t) for t in example))
-        for port, tensor in zip(exported.inputs, example, strict=True):
-            port.get_node().set_partial_shape(openvino.PartialShape(list(tensor.shape)))
-        exported.validate_nodes_and_infer_types()
-        request = core.compile_model(exported, "CPU", settings).create_infer_request()
-
-        def call(*tensors: Tensor) -> tuple[Tensor, ...]:
-            for index, tensor in enumerate(tensors):
-                array = tensor.contiguous().numpy()
-                request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
-            request.infer()
-            # Its memory is written again by the next call.
-            return tuple(torch.from_numpy(output.data.copy()) for output in request.output_tensors)
-
-        return call
-
-    transformer, decoder = world.model.transformer, world.model.autoencoder.decoder
-    transformer.run = PureRun(transformer, export)  # type: ignore[assignment]
-    config = world.config.model
-    decode = export(decoder, (torch.zeros(1, config.latent_channels, config.latent_height, config.latent_width),))
-    decoder.forward = lambda latents: decode(latents)[0]  # type: ignore[method-assign]
 
 
 # Measuring
@@ -364,7 +154,6 @@ class Measured:
 
     def row(self) -> dict[str, Any]:
         """The figures."""
-        run = self.world.model.transformer.run
         figures: dict[str, Any] = {"path": self.path}
         for part in ("transformer", "decoder"):
             taken = getattr(self, part)[WARM_UP_FRAMES:]
@@ -374,7 +163,7 @@ class Measured:
             **figures,
             "min_psnr": round(min(self.psnr), 1),
             "mean_psnr": round(statistics.mean(self.psnr), 1),
-            "cpu_s_to_make": round(run.seconds_to_make, 1) if isinstance(run, PureRun) else None,
+            "first_frame_cpu_s": round((self.transformer[0][1] + self.decoder[0][1]) / 1000, 1),
         }
 
 
