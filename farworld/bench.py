@@ -114,6 +114,7 @@ def env(
     steps: Annotated[int | None, Parameter(help=STEPS_HELP)] = None,
     context: Annotated[int | None, Parameter(help=CONTEXT_HELP)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where the model runs.")] = "auto",
+    backend: Annotated[Backend, Parameter(help=BACKEND_HELP)] = "torch",
     frame_size: Annotated[int | None, Parameter(help=FRAME_SIZE_HELP)] = None,
     seed: Annotated[int, Parameter(help=SEED_HELP)] = 0,
     record: Annotated[Path | None, Parameter(help=RECORD_HELP)] = None,
@@ -140,6 +141,7 @@ def env(
             "--steps": steps,
             "--context": context,
             "--device": None if device == "auto" else device,
+            "--backend": None if backend == "torch" else backend,
             "--batch-size": None if batch_size == 1 else batch_size,
         }
         refuse(of_dream, f"--env {DREAM}, a learned world")
@@ -148,7 +150,7 @@ def env(
         if env == DREAM:
             assert ckpt is not None  # checked
             subject: Subject = open_dream(
-                ckpt, batch_size, seed, num_steps=steps, context_frames=context, device=device
+                ckpt, batch_size, seed, backend, num_steps=steps, context_frames=context, device=device
             )
         else:
             from farworld.envs.environments import EnvSettings, PixelEnv, resolve_env_id
@@ -157,7 +159,7 @@ def env(
             subject = RealEnv(PixelEnv(settings), seed)
         with contextlib.closing(subject):
             report = measure(subject, frames, began)
-    _publish({"bench": "env", "env": env, **report}, record, json)
+    _publish({"bench": "env", "env": env, "backend": backend if env == DREAM else None, **report}, record, json)
 
 
 def _check(*, frames: int, record: Path | None) -> None:
@@ -349,20 +351,25 @@ class RealEnv(Subject):
         self.env.close()
 
 
-def open_dream(ckpt: str, batch_size: int, seed: int, *, device: str, **settings: Any) -> Subject:
+def open_dream(ckpt: str, batch_size: int, seed: int, backend: str, *, device: str, **settings: Any) -> Subject:
     """A learned world as an environment, or many streams of it; `settings` are `Rollout`'s."""
+    from farworld.exported import use_backend
+
     if batch_size == 1:
         import gymnasium
 
         import farworld  # noqa: F401 - registers it
 
         env = gymnasium.make(DREAM, ckpt=ckpt, device=device, **settings)
-        return DreamEnv(env, env.unwrapped.rollout, seed)  # type: ignore[attr-defined]
+        rollout: Rollout = env.unwrapped.rollout  # type: ignore[attr-defined]
+        use_backend(rollout.world, backend)
+        return DreamEnv(env, rollout, seed)
     from farworld.checkpoint import load_world
     from farworld.device import choose_device
     from farworld.rollout import Rollout
 
     world = load_world(ckpt, device=choose_device(device))
+    use_backend(world.model, backend)
     return DreamBatch(world, Rollout(world.model, batch_size=batch_size, **settings), seed)
 
 

@@ -178,7 +178,7 @@ def _label(record: dict[str, Any], *, with_context: bool = False) -> str:
     label = name_of(record)
     if record.get("steps"):
         label += f", steps {record['steps']}, {record['layout']}, {record['device']}"
-        if record.get("backend", "torch") != "torch":
+        if record.get("backend") not in (None, "torch"):
             label += f" by {record['backend']}"
     if record.get("batch_size", 1) > 1:
         label += f", {record['batch_size']} streams"

@@ -62,6 +62,12 @@ def run_by_openvino(world: WorldModel, *, precision: Precision = "float32") -> N
     world.transformer.run = ExportedRun(world.transformer, passes)  # type: ignore[method-assign]
 
 
+def use_backend(world: WorldModel, backend: str) -> None:
+    """Let torch, for which it is loaded, openvino or openvino-bf16 run a world; see `run_by_openvino`."""
+    if backend != "torch":
+        run_by_openvino(world, precision="bfloat16" if backend == "openvino-bf16" else "float32")
+
+
 def is_exported(world: WorldModel) -> bool:
     """Whether something else than PyTorch runs it."""
     return isinstance(world.transformer.run, ExportedRun)
@@ -93,13 +99,20 @@ class Exported:
 
     def _export(self, shapes: tuple[torch.Size, ...]) -> Any:
         import openvino
+        from openvino.frontend import FrontEndManager
+        from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
+        # By hand: openvino.convert_model does the same, but reports its use over the network.
         with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
             for category in (torch.jit.TracerWarning, DeprecationWarning):  # of how OpenVINO reads a module
                 warnings.simplefilter("ignore", category)
-            model = openvino.convert_model(self._module, example_input=tuple(map(torch.zeros, shapes)))
+            traced = torch.jit.trace(self._module, tuple(map(torch.zeros, shapes)), check_trace=False)
+            source = TorchScriptPythonDecoder(traced)  # a name of its own: the reader does not keep it alive
+            reader = FrontEndManager().load_by_framework("pytorch")
+            model = reader.convert(reader.load(source))
         for port, shape in zip(model.inputs, shapes, strict=True):
             port.get_node().set_partial_shape(openvino.PartialShape(list(shape)))
+            port.get_node().set_element_type(openvino.Type.f32)
         model.validate_nodes_and_infer_types()
         return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
 

@@ -127,6 +127,7 @@ def test_a_real_environment_is_measured_beside_the_dream(capfd):
         (["env", "--ckpt", "x", "--batch-size", "0"], "--batch-size must be 1 or more"),
         (["env", "--ckpt", "x", "--frame-size", "64"], "--frame-size goes with a real environment"),
         (["env", "--env", "maze", "--ckpt", "x"], "--ckpt goes with --env farworld/World-v0"),
+        (["env", "--env", "maze", "--backend", "openvino"], "--backend goes with --env farworld/World-v0"),
         (["env", "--env", "maze", "--batch-size", "2"], "--batch-size goes with --env farworld/World-v0"),
     ],
 )

@@ -1,6 +1,7 @@
 """A world run by OpenVINO shows the frames that PyTorch shows, to rounding."""
 
 import copy
+import json
 import sys
 
 import numpy as np
@@ -87,6 +88,28 @@ def test_the_weights_of_an_exported_world_stay_its_own(needs_openvino, tiny_worl
     state = exported.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
     assert exported.num_parameters == plain.num_parameters
+
+
+def test_bench_says_who_ran_the_world_and_counts_no_arithmetic_that_it_cannot_see(
+    needs_openvino, tiny_world_path, capfd, monkeypatch
+):
+    monkeypatch.setattr("farworld.arithmetic.matmul_rate", lambda device, dtype: 1e9)
+    words = [
+        "env",
+        "--ckpt",
+        str(tiny_world_path),
+        "--frames",
+        "5",
+        "--device",
+        "cpu",
+        "--backend",
+        "openvino",
+        "--json",
+    ]
+    bench(words, result_action="return_value")
+    report = json.loads(capfd.readouterr().out)
+    assert report["backend"] == "openvino" and report["fps"] > 0 and report["breakdown_ms"]["transformer"] > 0
+    assert (report["flops_per_frame"], report["flops_utilisation"]) == (None, None)
 
 
 def test_without_openvino_the_command_says_what_to_install(tiny_world_path, monkeypatch):

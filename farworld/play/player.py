@@ -227,13 +227,11 @@ def open_player(
     """
     from farworld.checkpoint import load_world
     from farworld.device import choose_device
+    from farworld.exported import use_backend
     from farworld.rollout import Rollout
 
     world = load_world(checkpoint, device=choose_device(device))
-    if backend != "torch":
-        from farworld.exported import run_by_openvino
-
-        run_by_openvino(world.model, precision="bfloat16" if backend == "openvino-bf16" else "float32")
+    use_backend(world.model, backend)
     rollout = Rollout(
         world.model, num_steps=num_steps, context_frames=context_frames, guidance_scale=guidance_scale, layout=layout
     )
