@@ -81,7 +81,11 @@ def play(
 
     The world is played until its context is full, and only then measured. SDL draws into memory, so the figures
     leave out the screen itself, and nothing waits for the world's pace. The breakdown, the arithmetic of a frame and
-    the machine's rate are measured afterwards. Several settings are several runs:
+    the machine's rate are measured afterwards. `load_to_first_frame_ms` is from the command's start, before PyTorch is
+    imported, until the first frame is drawn; `reset_to_first_frame_ms` from going back to the start context, which is
+    encoded again, until its first frame is; `cpu_ms` is processor time of all threads, which other load inflates less.
+
+    Several settings are several runs:
 
     `for n in 16 64 300; do farworld bench play --ckpt dmlab --context $n --record speed.jsonl; done`
     """
