@@ -94,13 +94,15 @@ def play(
     os.environ["SDL_VIDEODRIVER"] = "dummy"
     prepare_environment()
     with stdout_to_stderr() if json else contextlib.nullcontext():
+        from farworld.exported import use_backend
         from farworld.play.player import open_player
         from farworld.play.window import Window
 
         player = open_player(
             ckpt, seed=seed, num_steps=steps, context_frames=context, guidance_scale=guidance, layout=layout,
-            device=device, backend=backend,
+            device=device,
         )  # fmt: skip
+        use_backend(player.world.model, backend)
         with Window(player) as window:
             report = measure(PlayedWindow(window, player, seed), frames, began)
     _publish({"bench": "play", "ckpt": player.world.path, "backend": backend, **report}, record, json)

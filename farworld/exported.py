@@ -24,9 +24,10 @@ NEEDS_OPENVINO = 'this way to run a world needs OpenVINO: pip install "farworld[
 
 
 def run_by_openvino(world: WorldModel, *, precision: Precision = "float32") -> None:
-    """Let OpenVINO run a world, with as many threads as PyTorch has; frames differ from PyTorch's by rounding.
+    """Let OpenVINO run a world, frames differ from PyTorch's by rounding.
 
-    Exporting takes some seconds, at the first frame that needs it, and anew for other sizes of batch and context.
+    Exporting takes some seconds, at the first frame that needs it, and anew for other sizes of batch and context; as
+    many threads as PyTorch has then are used from there on.
 
     Args:
         world: on the CPU; packed or not.
@@ -51,7 +52,6 @@ def run_by_openvino(world: WorldModel, *, precision: Precision = "float32") -> N
     plain.eval().requires_grad_(False)
     settings = {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
-        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,  # other programs may sit on that core
@@ -114,7 +114,8 @@ class Exported:
             port.get_node().set_partial_shape(openvino.PartialShape(list(shape)))
             port.get_node().set_element_type(openvino.Type.f32)
         model.validate_nodes_and_infer_types()
-        return self._core.compile_model(model, "CPU", self._settings).create_infer_request()
+        settings = {**self._settings, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        return self._core.compile_model(model, "CPU", settings).create_infer_request()
 
 
 class PurePass(nn.Module):

@@ -108,13 +108,14 @@ def play(
             print(f"loading {env or ckpt} ...", file=sys.stderr)
         player: Player
         if ckpt is not None:
+            from farworld.exported import use_backend
             from farworld.play.player import open_player
 
-            player = open_player(
+            player = world_player = open_player(
                 ckpt, seed=seed, start=start or 0, num_steps=steps, context_frames=context,
                 guidance_scale=1.0 if guidance is None else guidance, layout=layout, device=device,
-                backend=backend,
             )  # fmt: skip
+            use_backend(world_player.world.model, backend)
         else:
             from farworld.envs.player import open_env_player
 

@@ -206,7 +206,6 @@ def open_player(
     guidance_scale: float = 1.0,
     layout: str | None = None,
     device: str = "auto",
-    backend: str = "torch",
 ) -> WorldPlayer:
     """Load a world and put it at a start context.
 
@@ -219,19 +218,15 @@ def open_player(
         guidance_scale: see `Rollout`.
         layout: see `Rollout`.
         device: auto, cpu, cuda or mps.
-        backend: torch, or openvino or openvino-bf16, see `farworld.exported`.
 
     Raises:
         ValueError, FileNotFoundError: see `load_world`, `Rollout` and `WorldPlayer`.
-        ImportError: the backend is not installed.
     """
     from farworld.checkpoint import load_world
     from farworld.device import choose_device
-    from farworld.exported import use_backend
     from farworld.rollout import Rollout
 
     world = load_world(checkpoint, device=choose_device(device))
-    use_backend(world.model, backend)
     rollout = Rollout(
         world.model, num_steps=num_steps, context_frames=context_frames, guidance_scale=guidance_scale, layout=layout
     )
