@@ -12,9 +12,9 @@ play: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest
 
-# Real engines, which the tests use where they are installed; what they need of the system is in .ci/run.
+# Real engines and OpenVINO, which the tests use where they are installed; what they need of the system is in .ci/run.
 engines: $(STAMP)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[engines]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[engines,openvino]"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

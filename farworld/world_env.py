@@ -114,6 +114,11 @@ class WorldEnv(gymnasium.Env):
         """The frame of now."""
         return self._frame if self.render_mode == "rgb_array" else None
 
+    @property
+    def rollout(self) -> Rollout:
+        """What makes the frames."""
+        return self._rollout
+
     def _info(self) -> dict[str, Any]:
         return {"start": self._start, "frame": self._num_frames}
 

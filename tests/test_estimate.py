@@ -72,7 +72,7 @@ def test_a_dry_run_says_what_it_takes_and_writes_nothing(bars, tmp_path, capfd):
 
 
 def test_bench_train_prints_one_json_object(capfd, monkeypatch):
-    monkeypatch.setattr("farworld.train.estimate.matmul_rate", lambda device, dtype: 1e12)
+    monkeypatch.setattr("farworld.arithmetic.matmul_rate", lambda device, dtype: 1e12)
     monkeypatch.setattr(bench_cli, "EPISODES", 2)
     settings = [*SMALL, "early_clip_frames=6", "max_clip_frames=6"]
     arguments = ["bench", "train", "--preset", "maze-xs", "--device", "cpu", "--repeats", "1", "--json", "--set"]

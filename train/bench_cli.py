@@ -70,9 +70,10 @@ def measure(
     """The figures of a training with this config, JSON-ready."""
     import torch
 
+    from farworld.arithmetic import matmul_rate
     from farworld.bench import commit_of_checkout, gpu_memory_mb, peak_memory_mb
     from farworld.device import describe_hardware
-    from farworld.train.estimate import clip_kinds, estimate_world, matmul_rate
+    from farworld.train.estimate import clip_kinds, estimate_world
     from farworld.train.ranks import Ranks
     from farworld.train.run import Run, uses_bfloat16
     from farworld.train.world import new_state
@@ -139,6 +140,7 @@ def _time(
     """Median seconds of a step with clips of this kind, and mean seconds of it that waited for data."""
     import statistics
 
+    from farworld.arithmetic import synchronise
     from farworld.train.run import drawn_ahead, train_step
     from farworld.train.world import STAGE, WorldObjective
 
@@ -150,17 +152,10 @@ def _time(
         began = time.perf_counter()
         for drawn, waited in steps:
             train_step(run, STAGE, state, objective, drawn)
-            _synchronise(run.ranks.device)
+            synchronise(run.ranks.device)
             now = time.perf_counter()
             took.append(now - began)
             waits.append(waited)
             began = now
             advance()
     return statistics.median(took[1:]), statistics.mean(waits[1:])
-
-
-def _synchronise(device: torch.device) -> None:
-    import torch
-
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -7,16 +7,14 @@ that two depths tell what any depth takes.
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from farworld.arithmetic import flop_counter
 from farworld.models.autoencoder import Autoencoder
 from farworld.models.far import FAR
 from farworld.train.config import TrainConfig
@@ -27,14 +25,6 @@ LENGTHS = 4  # clip lengths that stand for the distribution, at even quantiles
 DEPTHS = 1, 2  # layers of the models that are run; the last block, which is not like the others, is in both
 STATE_BYTES = 5 * 4  # a parameter's weight, gradient, two moments of AdamW and moving average
 CPU_RUNTIME_BYTES = 570 * 2**20  # of Python, PyTorch and the logs, before any tensor
-
-# The counter knows the attention kernels of GPUs; these are those of CPUs.
-_CPU_ATTENTION = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
-    ),
-}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,7 +155,7 @@ def _run(model: FAR, config: TrainConfig, kind: ClipKind, clips: int, device: to
     def same(tensor: Tensor) -> Tensor:
         return tensor
 
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    with flop_counter() as counter:
         with torch.autograd.graph.saved_tensors_hooks(keep, same), autocast(config, device):
             loss = flow_matching_loss(
                 model, sizes, clean, actions, config, draws, own_context_ratio=kind.own_context_ratio
@@ -181,20 +171,3 @@ def _tokens(model: FAR, config: TrainConfig, length: int) -> int:
     sizes, num_fine = model.config, min(config.fine_frames, length)
     num_coarse = max(length - num_fine, length - sizes.window, 0)
     return num_fine * sizes.fine_tokens + num_coarse * sizes.coarse_tokens
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype, *, seconds: float = 1.0) -> float:
-    """Floating-point operations a second that this machine reaches on large matrix products; measured."""
-    from time import perf_counter
-
-    size = 8192 if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    wait: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    best, end = math.inf, perf_counter() + seconds
-    while perf_counter() < end:
-        wait()
-        began = perf_counter()
-        a @ b
-        wait()
-        best = min(best, perf_counter() - began)
-    return 2 * size**3 / best

@@ -152,6 +152,15 @@ class Stream(NamedTuple):  # and no dataclass: FSDP looks for tensors in tuples
         return Stream(self.tokens[:, -frames:], self.modulation[:, -frames:], self.rope)
 
 
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """The fine or the coarse stream before the first block, with what all blocks need of it; see `Stream`."""
+
+    tokens: Tensor  # (B, F, P, D)
+    modulations: Modulations  # of its frames
+    rope: tuple[Tensor, Tensor]  # of all F · P tokens
+
+
 class TimestepEmbedding(nn.Module):
     """Sinusoidal features of a timestep (0–1000 scale, or a clean mark), then a two-layer MLP."""
 
@@ -477,32 +486,59 @@ class FAR(nn.Module):
         Returns:
             As `forward`.
         """
+        fine_in, coarse_in = self.embed(fine, coarse, modulate)
+        tokens, coarse_tokens = self.through_blocks(fine_in, coarse_in, attend, num_outputs)
+        velocity = self.read_out(*self.heads(tokens, fine_in.modulations[-1]), fine, before)
+        config = self.config
+        if coarse_tokens is not None and coarse_in and self.coarse_head is not None and config.context_patch_size:
+            coarse_velocity = self.coarse_head(_final(coarse_tokens, coarse_in.modulations[-1]))
+            velocity = torch.cat([_unpatchify(coarse_velocity, config, config.context_patch_size), velocity], dim=1)
+        return velocity
+
+    def embed(self, fine: Frames, coarse: Frames | None, modulate: Modulate | None) -> tuple[Embedded, Embedded | None]:
+        """Both streams as they come to the blocks; see `run`."""
         config, modulate = self.config, modulate or self.modulations
-        tokens, modulations, rope = self._embed(fine, self.fine_embedding, config.patch_size, modulate)
-        coarse_tokens = None
+        coarse_in = None
         if coarse is not None and config.context_patch_size:
-            coarse_tokens, coarse_modulations, coarse_rope = self._embed(
-                coarse, self.coarse_embedding, config.context_patch_size, modulate
-            )
+            coarse_in = self._embed(coarse, self.coarse_embedding, config.context_patch_size, modulate)
+        return self._embed(fine, self.fine_embedding, config.patch_size, modulate), coarse_in
+
+    def through_blocks(
+        self, fine: Embedded, coarse: Embedded | None, attend: Attend, num_outputs: int | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The tokens of both streams behind the last block, of the fine one those of num_outputs frames; see `run`."""
+        tokens, coarse_tokens = fine.tokens, None if coarse is None else coarse.tokens
         for layer, block in enumerate(self.blocks):
             outputs = num_outputs if block is self.blocks[-1] else None
             run_block: Callable = block
             if self.recompute and torch.is_grad_enabled():
                 run_block = functools.partial(checkpoint, block, use_reentrant=False)
             coarse_stream = None
-            if coarse_tokens is not None:
-                coarse_stream = Stream(coarse_tokens, coarse_modulations[layer], coarse_rope)
-            tokens, coarse_tokens = run_block(Stream(tokens, modulations[layer], rope), coarse_stream, attend, outputs)
-        tokens = _final(tokens, modulations[-1])
-        velocity = _unpatchify(self.velocity_head(tokens), config, config.patch_size)
-        if self.copy_head is not None and before is not None:
-            gate = _stretched(_unpatchify(self.copy_head(tokens), config, config.patch_size).float().sigmoid())
-            shortest = min(COPY_TIMESTEP_MIN, 1 / (config.shortcut_steps or 1))
-            velocity = _mix_in_copy(velocity.float(), gate, fine, before, shortest)
-        if coarse_tokens is not None and self.coarse_head is not None and config.context_patch_size:
-            coarse_velocity = self.coarse_head(_final(coarse_tokens, coarse_modulations[-1]))
-            velocity = torch.cat([_unpatchify(coarse_velocity, config, config.context_patch_size), velocity], dim=1)
-        return velocity
+            if coarse is not None and coarse_tokens is not None:
+                coarse_stream = Stream(coarse_tokens, coarse.modulations[layer], coarse.rope)
+            fine_stream = Stream(tokens, fine.modulations[layer], fine.rope)
+            tokens, coarse_tokens = run_block(fine_stream, coarse_stream, attend, outputs)
+        return tokens, coarse_tokens
+
+    def heads(self, tokens: Tensor, modulation: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the heads say of each fine token: velocity, and the copy gate's logits, if there is one.
+
+        Args:
+            tokens: (B, N, P, D), behind the blocks, of the last N of F frames.
+            modulation: (B, F, 2 D), the last one.
+        """
+        tokens = _final(tokens, modulation)
+        return self.velocity_head(tokens), None if self.copy_head is None else self.copy_head(tokens)
+
+    def read_out(self, velocity: Tensor, copy: Tensor | None, fine: Frames, before: Tensor | None) -> Tensor:
+        """What `heads` say, as velocities of the last frames, (B, N, C, H, W), with the frames before mixed in."""
+        config = self.config
+        velocity = _unpatchify(velocity, config, config.patch_size)
+        if copy is None or before is None:
+            return velocity
+        gate = _stretched(_unpatchify(copy, config, config.patch_size).float().sigmoid())
+        shortest = min(COPY_TIMESTEP_MIN, 1 / (config.shortcut_steps or 1))
+        return _mix_in_copy(velocity.float(), gate, fine, before, shortest)
 
     def modulations(self, timestep: Tensor, action: Tensor, step_size: Tensor | None = None) -> Modulations:
         """See `Modulations`; timestep and step_size (B, F) or broadcast to it, action (B, F)."""
@@ -523,13 +559,10 @@ class FAR(nn.Module):
         level = (-torch.log2(step_size)).round().long()
         return F.embedding(level, rows) * (timestep >= 0)[..., None]
 
-    def _embed(
-        self, frames: Frames, embedding: nn.Module, patch: int, modulate: Modulate
-    ) -> tuple[Tensor, Modulations, tuple[Tensor, Tensor]]:
-        """Tokens, modulations and positions of some frames; see `Stream`."""
+    def _embed(self, frames: Frames, embedding: nn.Module, patch: int, modulate: Modulate) -> Embedded:
         rope = frames.rope or self.rope(frames.index, patch, device=frames.latents.device)
         modulations = modulate(frames.timestep, frames.action, frames.step_size)
-        return embedding(patchify(frames.latents, patch).to(modulations[0].dtype)), modulations, rope
+        return Embedded(embedding(patchify(frames.latents, patch).to(modulations[0].dtype)), modulations, rope)
 
     def rope(self, index: Sequence[int], patch: int, *, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
         """See `farworld.models.attention.rope_table`, of frames in patches of this size."""

@@ -1,0 +1,118 @@
+"""A world run by OpenVINO shows the frames that PyTorch shows, to rounding."""
+
+import copy
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from test_far import clip, tiny_world
+
+from farworld.bench import bench
+from farworld.checkpoint import load_world
+from farworld.exported import is_exported, run_by_openvino
+from farworld.rollout import Rollout
+
+NUM_STEPS = 100
+
+
+@pytest.fixture
+def needs_openvino():
+    pytest.importorskip("openvino", reason='needs OpenVINO: pip install "farworld[openvino]"')
+
+
+@pytest.mark.parametrize(
+    ("settings", "eager_passes"),
+    [
+        ({"num_steps": 1}, 0),
+        ({"num_steps": 2, "guidance_scale": 1.5}, 0),
+        ({"num_steps": 2, "layout": "anchored"}, 1),  # the first one has the whole past to put into the cache
+    ],
+    ids=str,
+)
+def test_latents_are_the_same_to_rounding_while_the_cache_goes_round(needs_openvino, settings, eager_passes):
+    """Over more frames than the context has; a key that lands in a wrong slot would be seen."""
+    world = tiny_world(copy_gate=True, num_layers=2)
+    other = copy.deepcopy(world)
+    run_by_openvino(other)
+    passes = []
+    run = other.transformer.run._passes
+    other.transformer.run._passes = lambda *inputs: passes.append(1) or run(*inputs)
+    frames, actions = clip(9)
+    expected, exported = (Rollout(each, batch_size=2, context_frames=12, **settings) for each in (world, other))
+    for rollout in (expected, exported):
+        rollout.prime(frames[:, :6], actions[:, :5], seed=5)
+    for step in range(16):
+        action = torch.tensor([step % 3, (step // 2) % 3])
+        latents = expected.step_latents(action)
+        torch.testing.assert_close(exported.step_latents(action), latents, atol=1e-4, rtol=1e-3)
+    assert len(passes) == 16 * settings["num_steps"] - eager_passes
+
+
+def play(path, *, precision=None, num_steps=NUM_STEPS):
+    """Frames of random actions from a world's first start."""
+    world = load_world(path)
+    if precision is not None:
+        run_by_openvino(world.model, precision=precision)
+        assert is_exported(world.model)
+    rollout, context = Rollout(world.model), world.contexts[0]
+    rollout.prime(context.frames[None], context.actions[None])
+    actions = np.random.default_rng(0).integers(len(world.config.vocabulary), size=num_steps)
+    return np.concatenate([rollout.step(int(action)) for action in actions]).astype(np.float32)
+
+
+def psnr(frames, others):
+    """The lowest of all frames."""
+    errors = ((frames - others) ** 2).mean(axis=(1, 2, 3))
+    return 10 * np.log10(255**2 / errors.max().clip(min=1e-6))
+
+
+def test_a_played_world_shows_the_same_frames(needs_openvino, tiny_world_path):
+    expected = play(tiny_world_path)
+    assert np.abs(play(tiny_world_path, precision="float32") - expected).max() <= 1
+
+
+def test_bfloat16_shows_nearly_the_same_frames(needs_openvino, tiny_world_path):
+    expected = play(tiny_world_path)
+    try:
+        frames = play(tiny_world_path, precision="bfloat16")
+    except ValueError as error:
+        pytest.skip(str(error))
+    assert 40 <= psnr(frames, expected) < 99
+
+
+def test_the_weights_of_an_exported_world_stay_its_own(needs_openvino, tiny_world_path):
+    plain, exported = load_world(tiny_world_path).model, load_world(tiny_world_path).model
+    run_by_openvino(exported)
+    state = exported.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in plain.state_dict().items())
+    assert exported.num_parameters == plain.num_parameters
+
+
+def test_bench_says_who_ran_the_world_and_counts_no_arithmetic_that_it_cannot_see(
+    needs_openvino, tiny_world_path, capfd, monkeypatch
+):
+    monkeypatch.setattr("farworld.arithmetic.matmul_rate", lambda device, dtype: 1e9)
+    words = [
+        "env",
+        "--ckpt",
+        str(tiny_world_path),
+        "--frames",
+        "5",
+        "--device",
+        "cpu",
+        "--backend",
+        "openvino",
+        "--json",
+    ]
+    bench(words, result_action="return_value")
+    report = json.loads(capfd.readouterr().out)
+    assert report["backend"] == "openvino" and report["fps"] > 0 and report["breakdown_ms"]["transformer"] > 0
+    assert (report["flops_per_frame"], report["flops_utilisation"]) == (None, None)
+
+
+def test_without_openvino_the_command_says_what_to_install(tiny_world_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ImportError, match=r'pip install "farworld\[openvino\]"'):
+        bench(["play", "--ckpt", str(tiny_world_path), "--backend", "openvino"], result_action="return_value")
