@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -153,7 +154,9 @@ def draw(records: list[dict[str, Any]]) -> Figure:
     _draw_speed(speed, records)
     for record in records:
         cost.plot(*zip(*record["curve"], strict=True), linewidth=1.2, label=_label(record, with_context=True))
-    cost.set(xlabel="frame since the start", ylabel="milliseconds a frame", ylim=(0, None))
+    usual = max(statistics.median(ms for _, ms in record["curve"]) for record in records)
+    # A first frame may take seconds, and would hide the others.
+    cost.set(xlabel="frame since the start", ylabel="milliseconds a frame", ylim=(0, 3 * usual))
     for axes in (speed, cost):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")

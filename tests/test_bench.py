@@ -175,6 +175,8 @@ def test_records_become_a_plot(records, tmp_path, capfd):
     assert [list(line.get_xdata()) for line in speed.lines if line.get_marker() == "o"] == [[8, 30]]
     assert len(speed.lines) == 2 and len(cost.lines) == 3
     assert cost.lines[0].get_xdata()[0] == 1
+    slow_start = {"bench": "env", "fps": 10.0, "curve": [[1, 9000.0], [2, 100.0], [3, 100.0]]}
+    assert draw([slow_start]).axes[1].get_ylim()[1] == 300  # what is usual can be seen
 
 
 def test_a_table_needs_no_plot_library_and_a_plot_says_which(records, tmp_path, monkeypatch, capfd):
