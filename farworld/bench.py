@@ -31,7 +31,6 @@ from farworld.play.cli import (
 if TYPE_CHECKING:
     import torch
 
-    from farworld.checkpoint import World
     from farworld.envs.environments import PixelEnv
     from farworld.play.player import WorldPlayer
     from farworld.play.window import Window
@@ -105,7 +104,7 @@ def play(
             ckpt, seed=seed, num_steps=steps, context_frames=context, guidance_scale=guidance, layout=layout,
             device=device,
         )  # fmt: skip
-        settle_threads(player.rollout, threads)
+        settle_threads(player.rollout, threads)  # first, since a backend is made for a number of threads
         use_backend(player.world.model, backend)
         with Window(player) as window:
             report = measure(PlayedWindow(window, player, seed), frames, began)
@@ -124,7 +123,6 @@ def env(
     steps: Annotated[int | None, Parameter(help=STEPS_HELP)] = None,
     context: Annotated[int | None, Parameter(help=CONTEXT_HELP)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where the model runs.")] = "auto",
-    threads: Annotated[int | None, Parameter(help=THREADS_HELP)] = None,
     backend: Annotated[Backend, Parameter(help=BACKEND_HELP)] = "torch",
     frame_size: Annotated[int | None, Parameter(help=FRAME_SIZE_HELP)] = None,
     seed: Annotated[int, Parameter(help=SEED_HELP)] = 0,
@@ -152,7 +150,6 @@ def env(
             "--steps": steps,
             "--context": context,
             "--device": None if device == "auto" else device,
-            "--threads": threads,
             "--backend": None if backend == "torch" else backend,
             "--batch-size": None if batch_size == 1 else batch_size,
         }
@@ -162,7 +159,7 @@ def env(
         if env == DREAM:
             assert ckpt is not None  # checked
             subject: Subject = open_dream(
-                ckpt, batch_size, seed, threads, backend, num_steps=steps, context_frames=context, device=device
+                ckpt, batch_size, seed, backend, num_steps=steps, context_frames=context, device=device
             )
         else:
             from farworld.envs.environments import EnvSettings, PixelEnv, resolve_env_id
@@ -265,8 +262,10 @@ class DreamEnv(Subject):
     measured = "env.step: model, decoder"
 
     def __init__(self, env: Any, rollout: Rollout, seed: int) -> None:
+        """Begin; `env` is one environment or a vector of them."""
         self.env = env
         self.rollout = rollout
+        self.num_streams = rollout.batch_size
         self._seed = seed
         self._action: Any = None
         env.action_space.seed(seed)
@@ -287,40 +286,6 @@ class DreamEnv(Subject):
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
-
-
-class DreamBatch(Subject):
-    """Streams of a learned world in step, each with actions of its own."""
-
-    measured = "Rollout.step: model, decoder"
-
-    def __init__(self, world: World, rollout: Rollout, seed: int) -> None:
-        self.rollout = rollout
-        self.num_streams = rollout.batch_size
-        self._context = world.contexts[0]
-        self._num_actions = len(world.config.vocabulary)
-        self._seed = seed
-        self._rng = np.random.default_rng(seed)
-        self._actions = np.zeros(self.num_streams, np.int64)
-        self.reset()
-
-    def reset(self) -> None:
-        """Go back to the first start context in every stream."""
-        assert self.rollout is not None
-        frames, actions = (
-            np.broadcast_to(array, (self.num_streams, *array.shape)).copy()
-            for array in (self._context.frames, self._context.actions)
-        )
-        self.rollout.prime(frames, actions, seed=self._seed)
-
-    def prepare(self) -> None:
-        """Draw an action for each stream."""
-        self._actions = self._rng.integers(self._num_actions, size=self.num_streams)
-
-    def next_frame(self) -> None:
-        """Step all streams."""
-        assert self.rollout is not None
-        self.rollout.step(self._actions)
 
 
 class RealEnv(Subject):
@@ -363,34 +328,22 @@ class RealEnv(Subject):
         self.env.close()
 
 
-def open_dream(
-    ckpt: str, batch_size: int, seed: int, threads: int | None, backend: str, *, device: str, **settings: Any
-) -> Subject:
-    """A learned world as an environment, or many streams of it; `settings` are `Rollout`'s."""
+def open_dream(ckpt: str, batch_size: int, seed: int, backend: str, **settings: Any) -> Subject:
+    """A learned world as an environment, or as a vector of them; `settings` are the environment's."""
+    import gymnasium
+
+    import farworld  # noqa: F401 - registers it
     from farworld.exported import use_backend
-    from farworld.threads import settle_threads
 
+    env: Any
     if batch_size == 1:
-        import gymnasium
-
-        import farworld  # noqa: F401 - registers it
-
-        env = gymnasium.make(DREAM, ckpt=ckpt, device=device, **settings)
-        rollout: Rollout = env.unwrapped.rollout  # type: ignore[attr-defined]
-        dream: Subject = DreamEnv(env, rollout, seed)
-        settle_threads(rollout, threads)
-        use_backend(rollout.world, backend)
-        return dream
-    from farworld.checkpoint import load_world
-    from farworld.device import choose_device
-    from farworld.rollout import Rollout
-
-    world = load_world(ckpt, device=choose_device(device))
-    rollout = Rollout(world.model, batch_size=batch_size, **settings)
-    batch = DreamBatch(world, rollout, seed)
-    settle_threads(rollout, threads)
-    use_backend(world.model, backend)
-    return batch
+        env = gymnasium.make(DREAM, ckpt=ckpt, **settings)
+    else:
+        env = gymnasium.make_vec(
+            DREAM, num_envs=batch_size, vectorization_mode="vector_entry_point", ckpt=ckpt, **settings
+        )
+    use_backend(env.unwrapped.rollout.world, backend)
+    return DreamEnv(env, env.unwrapped.rollout, seed)
 
 
 def measure(subject: Subject, frames: int, began: float) -> dict[str, Any]:
@@ -425,7 +378,7 @@ def measure(subject: Subject, frames: int, began: float) -> dict[str, Any]:
         **describe_run(device),
     }
     if rollout is not None:
-        report |= describe_arithmetic(subject, rollout, 1000 / report["fps"])
+        report |= describe_arithmetic(rollout, 1000 / report["fps"])
         report["breakdown_ms"] = measure_parts(subject, rollout, min(frames, BREAKDOWN_FRAMES))
     report["reset_to_first_frame_ms"] = measure_resets(subject)
     report["curve"] = curve(np.concatenate([first, filling, full]))
@@ -505,16 +458,15 @@ def describe_rollout(rollout: Rollout) -> dict[str, Any]:
     }
 
 
-def describe_arithmetic(subject: Subject, rollout: Rollout, frame_ms: float) -> dict[str, Any]:
+def describe_arithmetic(rollout: Rollout, frame_ms: float) -> dict[str, Any]:
     """What a frame takes of what the machine can do; unknown where something else than PyTorch computes it."""
-    from farworld.arithmetic import count_flops, matmul_rate
+    from farworld.arithmetic import matmul_rate
     from farworld.exported import is_exported
 
-    rate = matmul_rate(rollout.world.device, rollout.world.transformer.velocity_head.bias.dtype)
+    rate = matmul_rate(rollout.world.device, rollout.dtype)
     report: dict[str, Any] = dict.fromkeys(("flops_per_frame", "flops_per_second", "flops_utilisation"))
     if not is_exported(rollout.world):
-        subject.prepare()
-        flops = count_flops(subject.next_frame) // subject.num_streams
+        flops = count_frame(rollout)
         achieved = 1000 * flops / frame_ms
         report = {
             "flops_per_frame": flops,
@@ -522,6 +474,20 @@ def describe_arithmetic(subject: Subject, rollout: Rollout, frame_ms: float) -> 
             "flops_utilisation": round(achieved / rate, 3),
         }
     return {**report, "matmul_flops_per_second": rate}
+
+
+def count_frame(rollout: Rollout) -> int:
+    """Floating-point operations of a stream's next frame, by a rollout alike that no CUDA graph hides."""
+    from farworld.arithmetic import count_flops
+    from farworld.rollout import Rollout
+
+    alike = Rollout(
+        rollout.world, batch_size=rollout.batch_size, timesteps=rollout.timesteps, static=False, dtype=rollout.dtype,
+        context_frames=rollout.context_frames, guidance_scale=rollout.guidance_scale, layout=rollout.layout,
+        context_noise=rollout.context_noise, sink_frames=rollout.sink_frames,
+    )  # fmt: skip
+    alike.restore(rollout.snapshot())
+    return count_flops(lambda: alike.step(0)) // rollout.batch_size
 
 
 def describe_run(device: torch.device | None = None) -> dict[str, Any]:

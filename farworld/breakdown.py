@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from farworld.arithmetic import synchronise
 from farworld.models import kv_cache
+from farworld.models.static_frame import StaticFrame
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +80,8 @@ def break_down(
     """
     watch = Stopwatch(rollout.world.device)
     parts = [
-        (rollout.world.transformer, "run", "transformer"),
+        (StaticFrame, "__call__", "transformer"),  # in a CUDA graph it is attention and cache, too
+        (rollout._transformer, "run", "transformer"),
         (kv_cache.CachedAttention, "__call__", "attention"),
         (kv_cache.CachedAttention, "__init__", "cache"),
         (kv_cache, "_store", "cache"),

@@ -253,6 +253,11 @@ class WorldVectorEnv(VectorEnv):
         """The frames of now."""
         return tuple(self._frames) if self.render_mode == "rgb_array" and self._frames is not None else None
 
+    @property
+    def rollout(self) -> Rollout:
+        """What makes the frames."""
+        return self._rollout
+
     def _begin(self, mask: np.ndarray, frames: np.ndarray | None) -> np.ndarray:
         """Put some environments at start contexts; the frames of now, of the others as they are."""
         contexts, seeds = {}, {}
