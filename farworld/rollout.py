@@ -270,9 +270,10 @@ class Rollout:
             raise ValueError(
                 f"expected the actions that produced {tuple(latents.shape[:2])} frames, got {tuple(produced_by.shape)}"
             )
-        keys = (
-            [(seed, stream) for stream in range(self.batch_size)] if isinstance(seed, int) else [(s, 0) for s in seed]
-        )
+        if isinstance(seed, Sequence):
+            keys = [(int(each), 0) for each in seed]
+        else:
+            keys = [(int(seed), stream) for stream in range(self.batch_size)]
         if len(keys) != self.batch_size or any(s < 0 for s, _ in keys):
             raise ValueError(f"expected a seed of 0 or more, or one for each of {self.batch_size} streams, got {seed}")
         self._cache.reset()
@@ -464,9 +465,8 @@ class Rollout:
         """Put all past frames into the cache now, and not with the next frame."""
         if self._fine_end <= self.frame_index:
             actions = torch.full_like(self._actions[-1], self.world.config.model.null_action)
-            self._run(
-                (torch.zeros_like(self._latents[-1]), actions), 0, first=True
-            )  # as what comes next, whatever it is
+            whatever = torch.zeros_like(self._latents[-1])  # as what comes next
+            self._run((whatever, actions), 0, first=True)
 
     def _adopt(self, stream: int, single: Rollout) -> None:
         """Let a stream go on as a rollout of one stream would; both are settled."""
