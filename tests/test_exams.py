@@ -30,6 +30,7 @@ from farworld.train.exams.walks import (
     take_walk,
     turns_of_a_circle,
 )
+from farworld.train.report import read_results
 
 
 def check_report(result):
@@ -480,6 +481,8 @@ def test_exams_are_commands_that_leave_report_and_videos(
     assert len(out) == 1 and report["name"] == arguments[0] and report["env"] == "farworld/Maze-v0"
     assert report["env_kwargs"] == {"size": 32, "actions": "walk"} and report["summary"]
     assert json.loads((tmp_path / "out" / f"{arguments[0]}.json").read_text()) == report
+    page = read_results(tmp_path / "out" / f"{arguments[0]}.html")
+    assert page["results"] == [report] and page["hardware"]
     assert sorted(path.stem for path in (tmp_path / "out").glob("*.mp4")) == videos
     app(command[:-2], exit_on_error=False, print_error=False, result_action="return_value")
     printed = capfd.readouterr().out

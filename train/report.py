@@ -75,6 +75,8 @@ def write_report(
     facts: Mapping[str, Any],
     results: Sequence[Mapping[str, Any]],
     videos: Mapping[str, np.ndarray] | None = None,
+    *,
+    videos_show: str = "From left to right: truth, dream, and their difference (grey is none).",
 ) -> None:
     """Write the page.
 
@@ -84,6 +86,7 @@ def write_report(
         facts: what the results depend on, the command among them; ready for JSON.
         results: see the module.
         videos: (F, H, W, 3), uint8, by name.
+        videos_show: what is seen in them.
     """
     parts = [
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
@@ -93,7 +96,7 @@ def write_report(
         *(_section(result) for result in results),
     ]
     if videos:
-        parts.append("<h2>Videos</h2><p>From left to right: truth, dream, and their difference (grey is none).</p>")
+        parts.append(f"<h2>Videos</h2><p>{escape(videos_show)}</p>")
         parts.append(f'<div class="row">{"".join(_video(name, frames) for name, frames in videos.items())}</div>')
     # In a script element only its own end has to be kept from ending it.
     data = json_line({**facts, "results": list(results)}).replace("</", "<\\/")

@@ -40,7 +40,7 @@ class ExamOptions:
     layout: Annotated[Literal["sliding", "anchored"] | None, Parameter(help=LAYOUT_HELP)] = None
     seed: Annotated[int, Parameter(help="Of the model's noise.")] = 0
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where the model runs.")] = "auto"
-    out: Annotated[Path | None, Parameter(help="A folder for the report, as JSON, and videos.")] = None
+    out: Annotated[Path | None, Parameter(help="A folder for the report, as JSON and as a page, and videos.")] = None
     json: Annotated[bool, Parameter(negative=(), help="Print the report as one JSON object on stdout.")] = False
 
 
@@ -79,21 +79,27 @@ def _examine(options: ExamOptions, env_options: EnvOptions | None, exam: Callabl
             result = exam(Candidate(world, env, options))
     report = {**result.report, "ckpt": options.ckpt, "env": settings.env_id, "env_kwargs": settings.env_kwargs}
     if options.out is not None:
-        _write(options.out, report, result.videos, world.config.frames_per_second)
+        _write(options.out, report, result.videos, world)
     if options.json:
         print_json(report)
     else:
         _print(report)
 
 
-def _write(folder: Path, report: dict[str, Any], videos: dict[str, Any], frames_per_second: float) -> None:
+def _write(folder: Path, report: dict[str, Any], videos: dict[str, Any], world: WorldModel) -> None:
+    from farworld.train.report import conditions, write_report
     from farworld.video import VideoWriter
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{report['name']}.json").write_text(json_format.dumps(report, indent=1) + "\n", encoding="utf-8")
+    name = report["name"]
+    (folder / f"{name}.json").write_text(json_format.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(
+        folder / f"{name}.html", f"{world.config.name}: {name}", conditions(world.device), [report], videos,
+        videos_show="Truth on the left, the dream on the right, unless the notes say otherwise.",
+    )  # fmt: skip
     for name, frames in videos.items():
         path = folder / f"{name.replace(', ', '-').replace(' ', '-')}.mp4"
-        with VideoWriter(path, frames_per_second, *frames.shape[1:3], scale=2) as video:
+        with VideoWriter(path, world.config.frames_per_second, *frames.shape[1:3], scale=2) as video:
             for frame in frames:
                 video.write(frame)
 
