@@ -61,10 +61,10 @@ Scores = dict[str, np.ndarray]
 class Predictor(Protocol):
     """What is judged: `farworld.rollout.Rollout`, or anything else that draws the next frames."""
 
-    def prime(self, frames: np.ndarray, actions: np.ndarray, *, seed: int = 0) -> None:
+    def prime(self, frames: np.ndarray, actions: np.ndarray, /, *, seed: int = 0) -> None:
         """Begin anew with true frames (B, C, H, W, 3), uint8, and the actions (B, C − 1) between them."""
 
-    def step(self, action: np.ndarray) -> np.ndarray:
+    def step(self, action: np.ndarray, /) -> np.ndarray:
         """The frames (B, H, W, 3), uint8, that the actions (B,) produce."""
 
 

@@ -37,7 +37,6 @@ from farworld.train.exams.walks import (
     START_FRAMES,
     Advance,
     ExamResult,
-    Predictor,
     RoundTrip,
     dream,
     find_action,
@@ -49,6 +48,7 @@ from farworld.train.exams.walks import (
     side_by_side,
     take_walks,
 )
+from farworld.train.prediction import Predictor
 
 ALIKE = 0.3  # share of mutual mistakes, of 0.5 for actions that nobody can tell apart, from which actions are merged
 LARGEST_LAG = 4  # frames

@@ -26,7 +26,6 @@ from farworld.train.exams.walks import (
     TRIES_PER_WALK,
     Advance,
     ExamResult,
-    Predictor,
     dream,
     is_same_view,
     need_action,
@@ -35,6 +34,7 @@ from farworld.train.exams.walks import (
     side_by_side,
     take_walk,
 )
+from farworld.train.prediction import Predictor
 
 BEFORE_FRAMES = 4  # true ones before the change
 AFTER_FRAMES = 3  # true ones that show the change

@@ -37,7 +37,6 @@ from farworld.train.exams.walks import (
     START_FRAMES,
     Advance,
     ExamResult,
-    Predictor,
     RoundTrip,
     find_action,
     nobody,
@@ -47,6 +46,7 @@ from farworld.train.exams.walks import (
     side_by_side,
     take_walks,
 )
+from farworld.train.prediction import Predictor
 
 SPAN_FRAMES = 20
 SAMPLE_EVERY = 5  # frames; those between are not looked at

@@ -26,7 +26,6 @@ from farworld.train.exams.walks import (
     EXAM_SEED,
     Advance,
     ExamResult,
-    Predictor,
     Walks,
     best_frames,
     dream,
@@ -36,6 +35,7 @@ from farworld.train.exams.walks import (
     rounded,
     side_by_side,
 )
+from farworld.train.prediction import Predictor
 
 PATROL_CELLS = 3  # from one end of the way to and fro to the other
 SEEN_CELLS = 0.35  # distance between two places that count as one

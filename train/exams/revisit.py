@@ -31,7 +31,6 @@ from farworld.train.exams.walks import (
     SAME_PSNR,
     Advance,
     ExamResult,
-    Predictor,
     Walks,
     best_frames,
     dream,
@@ -47,6 +46,7 @@ from farworld.train.exams.walks import (
     side_by_side,
     turns_of_a_circle,
 )
+from farworld.train.prediction import Predictor
 
 NEVER = -1  # in place of a frame's number
 SHORT_MEMORY_FRAMES = 16  # that the predictor with a short memory is given at most

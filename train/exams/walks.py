@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from farworld.actions import ActionVocabulary
 from farworld.envs.environments import EnvSettings, PixelEnv
 from farworld.train.evaluate import psnr
+from farworld.train.prediction import Predictor
 from farworld.world_model import WorldConfig, WorldModel
 
 EXAM_SEED = 10_000_000  # environments of exams begin from this seed on; recordings draw theirs from all 32 bits
@@ -28,16 +29,6 @@ RoundTrip = Callable[[Tensor], Tensor]  # frames (N, H, W, 3), uint8, to themsel
 
 def nobody(count: int) -> None:
     """An `advance` that nobody looks at."""
-
-
-class Predictor(Protocol):
-    """What an exam examines: B streams of one world. `farworld.rollout.Rollout` is one."""
-
-    def prime(self, frames: np.ndarray, actions: np.ndarray, /, *, seed: int = 0) -> None:
-        """Start from true frames (B, F, H, W, 3), uint8, and the actions (B, F − 1) between them."""
-
-    def step(self, action: np.ndarray, /) -> np.ndarray:
-        """The frames (B, H, W, 3), uint8, that actions (B,) produce."""
 
 
 class ExamResult(NamedTuple):
