@@ -6,8 +6,11 @@ written into the cache here. Any other pass, such as those that fill the window,
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, cast
 
 import torch
@@ -44,7 +47,9 @@ def run_by_openvino(world: WorldModel, *, precision: Precision = "float32") -> N
     if world.device.type != "cpu":
         raise ValueError(f"OpenVINO runs worlds on the CPU, and this one is on {world.device}; use --device cpu")
     core = openvino.Core()
-    if precision == "bfloat16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    with kept_signal_stack():
+        capabilities = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    if precision == "bfloat16" and "BF16" not in capabilities:
         raise ValueError("this CPU has no bfloat16 arithmetic; run the world in float32")
     with torch.device("meta"):
         plain = WorldModel(world.config)
@@ -60,6 +65,30 @@ def run_by_openvino(world: WorldModel, *, precision: Precision = "float32") -> N
     world.autoencoder.decoder.forward = lambda latents: decoder(latents)[0]  # type: ignore[method-assign]
     passes = Exported(PurePass(plain.transformer), core, settings)
     world.transformer.run = ExportedRun(world.transformer, passes)  # type: ignore[method-assign]
+
+
+class SignalStack(ctypes.Structure):
+    """Linux's stack_t."""
+
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+
+@contextlib.contextmanager
+def kept_signal_stack() -> Iterator[None]:
+    """Give signal handlers back the stack that they had before.
+
+    When OpenVINO loads what it has for CPUs, it gives this thread's handlers 11 KB, on which Python's overflow now and
+    then: Ctrl-C would crash the process.
+    """
+    if not sys.platform.startswith("linux"):
+        yield
+        return
+    sigaltstack, before = ctypes.CDLL(None).sigaltstack, SignalStack()
+    sigaltstack(None, ctypes.byref(before))
+    try:
+        yield
+    finally:
+        sigaltstack(ctypes.byref(before), None)
 
 
 def use_backend(world: WorldModel, backend: str) -> None:

@@ -2,7 +2,9 @@
 
 import copy
 import json
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,3 +118,25 @@ def test_without_openvino_the_command_says_what_to_install(tiny_world_path, monk
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(ImportError, match=r'pip install "farworld\[openvino\]"'):
         bench(["play", "--ckpt", str(tiny_world_path), "--backend", "openvino"], result_action="return_value")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux for the stack of signal handlers")
+def test_signal_handlers_keep_their_stack(needs_openvino):
+    """OpenVINO gave them one so small that Ctrl-C crashed; in a process of its own, since it does so once."""
+    code = """
+import ctypes
+from test_far import tiny_world
+from farworld.exported import SignalStack, run_by_openvino
+
+def stack():
+    now = SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(now))
+    return now.start, now.flags, now.size
+
+before = stack()
+run_by_openvino(tiny_world())
+assert stack() == before, (before, stack())
+"""
+    tests = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
