@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 
 import numpy as np
@@ -88,9 +89,10 @@ def draw_samples(
     pictures = [contact_sheet(pairs[:, t].reshape(-1, *pairs.shape[3:]), columns=2) for t in range(count)]
     scale = max(1, VIDEO_SIDE // run.config.frame_size)
     rate = data.spec.frames_per_second
-    with VideoWriter(run.samples / f"world-{step:08d}.mp4", rate, *pictures[0].shape[:2], scale=scale) as video:
-        for picture in pictures:
-            video.write(picture)
+    with contextlib.suppress(ModuleNotFoundError):  # machines that only train may lack av
+        with VideoWriter(run.samples / f"world-{step:08d}.mp4", rate, *pictures[0].shape[:2], scale=scale) as video:
+            for picture in pictures:
+                video.write(picture)
     return sheet
 
 
