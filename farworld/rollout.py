@@ -94,7 +94,7 @@ class Rollout:
         context_noise: float | None = None,
         sink_frames: int | None = None,
         dtype: torch.dtype = torch.float32,
-        static: bool | None = None,
+        static: bool = False,
         compiler: str | Callable | None = None,
     ) -> None:
         """Allocate the cache.
@@ -115,8 +115,8 @@ class Rollout:
                 full; None is the world's own number in the sliding layout, and 0 in the other.
             dtype: of the transformer's weights, of which another one makes a copy, and of the cache: float32 or
                 bfloat16. Latents, noise and the autoencoder stay float32.
-            static: make frames of the steady state by `farworld.models.static_frame`, on a GPU in one CUDA graph; None
-                is on a GPU only. Frames before it, and all in the anchored layout, are made as without.
+            static: make frames of the steady state by `farworld.models.static_frame`, on a GPU in one CUDA graph, which
+                no GPU has tried yet. Frames before it, and all in the anchored layout, are made as without.
             compiler: of the static frame, a backend of `torch.compile` such as "inductor"; None is none. The first
                 frame then takes a minute.
 
@@ -199,7 +199,7 @@ class Rollout:
                 part.to(dtype) for part in world.transformer.modulations(*condition)
             )
         self._static: StaticFrame | None = None
-        if layout == "sliding" and (world.device.type == "cuda" if static is None else static):
+        if layout == "sliding" and static:
             with torch.inference_mode():
                 self._static = StaticFrame(
                     self._transformer, self._cache, batch_size=batch_size, timesteps=self.timesteps,

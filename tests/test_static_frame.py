@@ -194,6 +194,7 @@ def test_a_packed_world_is_not_cast():
 
 def on_gpu(world, *, dtype=torch.float32, steps=30, **settings):
     frames, actions = clip(6)
+    settings = {"static": True, **settings}
     rollout = Rollout(world, batch_size=2, num_steps=2, context_frames=12, dtype=dtype, **settings)
     keys = max(1, world.config.model.num_actions)
     rollout.prime(frames, actions[:, :5] % keys, seed=3)
