@@ -16,6 +16,7 @@ import numpy as np
 
 from farworld.dataset import DatasetSpec, Episode, check_episode, create_or_open, episode_name, write_episode
 from farworld.envs.environments import EnvironmentCrash, EnvSettings, PixelEnv
+from farworld.envs.interrupts import whole_compilations
 from farworld.envs.policies import choose_policy, make_policy, parse_policy
 from farworld.envs.vocabulary import ActionTable
 from farworld.envs.workers import InProcess, Outcome, WorkerPool
@@ -227,6 +228,7 @@ class _Session:
             env.close()
 
 
+@whole_compilations()
 def record(
     recording: Recording,
     out: str | os.PathLike,
