@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from farworld.models.attention import Positions
 from farworld.models.autoencoder import AutoencoderConfig
 from farworld.models.far import FARConfig
 from farworld.models.official import HEAD_SIZE, SCALING_FACTOR, SHORT_TERM_FRAMES, VARIANTS
@@ -29,7 +30,7 @@ ARCHITECTURE = {
     ),
     "world": (
         "num_layers", "num_heads", "head_size", "patch_size", "context_patch_size", "short_term_frames", "copy_gate",
-        "causal", "shortcut_steps", "condition",
+        "causal", "positions", "shortcut_steps", "condition",
     ),
 }  # fmt: skip
 CAN_BE_NONE = ("context_patch_size", "shortcut_steps")
@@ -38,6 +39,7 @@ CHOICES = {
     "condition": ("action", "label", "none"),
     "layout": LAYOUTS,
     "attention": ("auto", "sdpa", "flex"),
+    "positions": ("rope", "alibi"),
     "clip_lengths": ("log-uniform", "uniform"),
     "precision": ("auto", "float32", "bfloat16"),
 }
@@ -87,6 +89,7 @@ class TrainConfig:
     short_term_frames: int
     layout: str = "sliding"  # of long short-term attention; anchored, as in the paper: fine_frames = short_term_frames
     causal: bool = True  # False: Video-DiT, the paper's baseline; with context_patch_size=None and copy_gate=False
+    positions: str = "rope"  # how attention knows distances in time; or alibi, see farworld.models.attention.Positions
     copy_gate: bool = True  # take over what stands still from the frame before, see farworld.models.far
     shortcut_steps: int | None = None  # of the finest step size that the model is told, a power of two; None: no size
     world_steps: int
@@ -258,6 +261,7 @@ class TrainConfig:
             context_patch_size=self.context_patch_size,
             short_term_frames=self.short_term_frames,
             copy_gate=self.copy_gate,
+            positions=Positions.alibi() if self.positions == "alibi" else Positions(),
             causal=self.causal,
             shortcut_steps=self.shortcut_steps,
         )
