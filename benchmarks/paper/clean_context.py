@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 
 import numpy as np
-from study import SCORES, Result, Study, difference, main, mean_and_error, roll_out, sheet_of
+from study import SCORES, Difference, Result, Study, difference, main, mean_and_error, roll_out, sheet_of
 from torch import Tensor, nn
 
 from farworld.train.frechet import frechet_distance
@@ -42,6 +42,11 @@ def unmarked(world: WorldModel) -> WorldModel:
     changed = copy.deepcopy(world)
     changed.transformer.timestep_embedding = Unmarked(changed.transformer.timestep_embedding)
     return changed
+
+
+def is_reproduced(gain: Difference) -> bool:
+    """Whether LPIPS without clean context minus with it is clearly above 0."""
+    return gain.mean > 0 and gain.is_clear
 
 
 def clean_context(study: Study) -> Result:
@@ -84,13 +89,13 @@ def clean_context(study: Study) -> Result:
         title="Table 5, stochastic clean context",
         paper="10 % of clean context frames with a mark of their own close the gap between training and inference "
         "(FVD 399 → 347 on UCF-101).",
-        setup=f"{study.describe_data()}; clips of {scale.clip} frames, of which {shown} are shown and "
+        setup=f"{study.describe_training(study.short())}; clips of {scale.clip} frames, of which {shown} are shown and "
         f"{scale.clip - shown} rolled out in {scale.denoising_steps} Euler steps each; {len(clips.frames)} held-out "
         "clips.",
         rows=rows,
         rule="LPIPS is clearly lower with clean context than in the better way of playing the model without it (two "
         "standard errors, and in every training seed)",
-        reproduced=gain.mean > 0 and gain.is_clear,
+        reproduced=is_reproduced(gain),
         found=f"LPIPS without minus with, against “{best}”: {gain}",
         sheet=sheet_of(truth, rollouts),
     )

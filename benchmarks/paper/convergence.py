@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from study import SCORES, STREAMS, Clips, Result, Study, difference, main, mean_and_error, roll_out, sheet_of
+from study import CLEAR, SCORES, STREAMS, Clips, Result, Study, difference, main, mean_and_error, roll_out, sheet_of
 from torch import Tensor
 
 from farworld.line_plot import line_plot
@@ -32,7 +32,6 @@ from farworld.train.frechet import frechet_distance
 from farworld.world_model import WorldModel
 
 RESAMPLES = 100  # of the episodes, for the error of a Fréchet distance
-NUM_STEPS = 16  # Euler steps
 
 
 def noise_of(clips: Clips, seed: int = 0) -> Tensor:
@@ -119,14 +118,14 @@ def distance_and_error(
 def is_better(rows: list[dict[str, Any]]) -> bool:
     """Whether the first model's distance is clearly lower at the last step, and lower at most of all steps."""
     gains = [(row["other"] - row["one"], row["error"]) for row in rows]
-    return gains[-1][0] > 2 * gains[-1][1] and sum(gain > 0 for gain, _ in gains) > len(gains) / 2
+    return gains[-1][0] > CLEAR * gains[-1][1] and sum(gain > 0 for gain, _ in gains) > len(gains) / 2
 
 
 def convergence(study: Study) -> Result:
     """FAR and Video DiT at the same training steps: clips from nothing, and prediction."""
     scale = study.scale
-    num_steps = min(NUM_STEPS, 2 * scale.denoising_steps)
-    clips, shown = study.clips(scale.clip), scale.clip // 2
+    num_steps = 2 * scale.denoising_steps
+    clips, shown = study.clips(scale.clip, max(1, scale.starts // 2)), scale.clip // 2
     future = clips.frames[:, shown:]
 
     def vectors(videos: np.ndarray) -> np.ndarray:
@@ -172,9 +171,9 @@ def convergence(study: Study) -> Result:
     return Result(
         title="Fig. 5, convergence of FAR and Video DiT",
         paper="FAR converges faster than a video diffusion transformer, to better videos.",
-        setup=f"{study.describe_data()} of {scale.clip} frames; {len(clips.frames)} held-out clips, from nothing "
-        f"(Fréchet distance of AlexNet's features) and with {shown} of {scale.clip} frames given (PSNR, LPIPS), in "
-        f"{num_steps} Euler steps.",
+        setup=f"{study.describe_training(study.short())} of {scale.clip} frames; {len(clips.frames)} held-out clips, from "
+        f"nothing (Fréchet distance of AlexNet's features) and with {shown} of {scale.clip} frames given (PSNR, LPIPS), "
+        f"in {num_steps} Euler steps.",
         rows=rows,
         rule="FAR's Fréchet distance is below Video DiT's at the last step, by two bootstrap errors, and at more than "
         "half of the steps that are looked at",

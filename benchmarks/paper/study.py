@@ -83,20 +83,21 @@ class Scale:
     lengths: tuple[int, ...]  # of what a short model is shown, in lengths of its training
     starts: int  # clips of a held-out episode
     predict: int  # after what is shown
-    denoising_steps: int = 8
+    contexts: tuple[int, ...]  # that are counted and timed without training
+    denoising_steps: int = 4
 
 
 SCALES = {
     "small": Scale(
         episodes=112, frames=264, held_out=24, settings=("num_layers=4", "num_heads=4", "world_batch_size=8"),
         steps=600, snapshots=5, clip=16, long_clip=48, window=4, windows=(1, 2, 4, 8, 16), coarseness=(1, 2, 4),
-        lengths=(1, 2, 4, 8, 16), starts=4, predict=16,
+        lengths=(1, 2, 4, 8, 16), starts=4, predict=16, contexts=(16, 32, 64, 128, 256),
     ),
     "tiny": Scale(
         episodes=5, frames=24, held_out=3,
         settings=("num_layers=2", "num_heads=1", "head_size=16", "world_batch_size=2", "warmup_steps=1"),
         steps=2, snapshots=2, clip=4, long_clip=8, window=2, windows=(1, 2, 4), coarseness=(1, 4), lengths=(1, 4),
-        starts=1, predict=2, denoising_steps=1,
+        starts=1, predict=2, contexts=(16, 48), denoising_steps=1,
     ),
 }  # fmt: skip
 
@@ -173,13 +174,13 @@ class Study:
         names = ("short_term_frames", "fine_frames", "early_clip_frames", "max_clip_frames", "context_frames")
         return ("context_patch_size=None", *(f"{name}={self.scale.clip}" for name in names), *settings)
 
-    def long(self, *, window: int, coarseness: int, patch_size: int = 2) -> tuple[str, ...]:
-        """Settings of a long short-term model, trained on the scale's longer clips."""
-        long_clip = self.scale.long_clip
+    def long(self, *, window: int, coarseness: int) -> tuple[str, ...]:
+        """Settings of a long short-term model, trained on the scale's longer clips, half as many a step."""
+        long_clip, usual = self.scale.long_clip, self.config()
         return (
-            f"context_patch_size={coarseness * patch_size}", f"patch_size={patch_size}", f"short_term_frames={window}",
+            f"context_patch_size={coarseness * usual.patch_size}", f"short_term_frames={window}",
             f"fine_frames={self.scale.clip}", f"early_clip_frames={long_clip}", f"max_clip_frames={long_clip}",
-            f"context_frames={long_clip}",
+            f"context_frames={long_clip}", f"world_batch_size={usual.world_batch_size // 2}",
         )  # fmt: skip
 
     @property
@@ -287,13 +288,13 @@ class Study:
             "training seeds": self.seeds,
         }
 
-    def describe_data(self) -> str:
-        """The data in a sentence."""
+    def describe_training(self, settings: Sequence[str]) -> str:
+        """Data and length of a training, in a phrase."""
         train, held_out = self.split
         spec = self.data.spec
         return (
             f"{len(train)} episodes of {self.data.num_frames(0)} frames of {spec.env_id} to train on, {len(held_out)} "
-            f"held out; {self.scale.steps} steps of {self.config().world_batch_size} clips"
+            f"held out; {self.scale.steps} steps of {self.config(*settings).world_batch_size} clips"
         )
 
 
@@ -375,8 +376,9 @@ def difference(one: np.ndarray, other: np.ndarray, episodes: np.ndarray) -> Diff
     """
     each = one - other
     of_episodes = [float(each[:, episodes == episode].mean()) for episode in np.unique(episodes)]
+    error = standard_error(of_episodes)
     return Difference(
-        float(np.mean(of_episodes)), standard_error(of_episodes) or math.inf, tuple(map(float, each.mean(axis=1)))
+        float(np.mean(of_episodes)), math.inf if error is None else error, tuple(map(float, each.mean(axis=1)))
     )
 
 

@@ -29,7 +29,6 @@ from farworld.train.ranks import Ranks
 from farworld.train.run import Draws
 from farworld.train.world import flow_matching_loss, new_state
 
-LENGTHS = (16, 32, 64, 128, 256)  # frames of a clip
 REPEATS = 3  # steps that are timed, after one that warms up
 NUM_ACTIONS = 3  # of DMLab
 AT_MOST = 0.5  # of the full tokens, and of the full operations, at the longest clip
@@ -72,12 +71,12 @@ def tokens(study: Study) -> Result:
     """Tokens and cost of a training clip against its length, with and without long short-term context."""
     paper = PRESETS["far-b-long-dmlab-64"]
     ours = study.config(*study.long(window=study.scale.window, coarseness=4))
-    rows, large = [], {}
+    lengths, rows, large = study.scale.contexts, [], {}
     for name, config, small in (
         ("full resolution", full_resolution(paper), full_resolution(ours)),
         ("long short-term", paper, ours),
     ):
-        for length in LENGTHS:
+        for length in lengths:
             whole = of_length(config, length)
             counted = estimate_world(whole, NUM_ACTIONS, torch.device("cpu"), longest=length)
             large[name, length] = counted
@@ -91,12 +90,12 @@ def tokens(study: Study) -> Result:
                     "small model: CPU s a step": f"{seconds_of_step(small, length, 7):.3f}",
                 }
             )
-    longest = LENGTHS[-1]
+    longest = lengths[-1]
     one, other = large["long short-term", longest], large["full resolution", longest]
     share = one.tokens_per_clip / other.tokens_per_clip
     work = one.flops_per_step / other.flops_per_step
     lines = {
-        name: [(length, large[name, length].tokens_per_clip) for length in LENGTHS]
+        name: [(length, large[name, length].tokens_per_clip) for length in lengths]
         for name in ("full resolution", "long short-term")
     }
     return Result(
