@@ -171,9 +171,9 @@ def convergence(study: Study) -> Result:
     return Result(
         title="Fig. 5, convergence of FAR and Video DiT",
         paper="FAR converges faster than a video diffusion transformer, to better videos.",
-        setup=f"{study.describe_training(study.short())} of {scale.clip} frames; {len(clips.frames)} held-out clips, from "
-        f"nothing (Fréchet distance of AlexNet's features) and with {shown} of {scale.clip} frames given (PSNR, LPIPS), "
-        f"in {num_steps} Euler steps.",
+        setup=f"{study.describe_training(study.short())} of {scale.clip} frames; {len(clips.frames)} held-out "
+        f"clips, from nothing (Fréchet distance of AlexNet's features) and with {shown} of {scale.clip} frames given "
+        f"(PSNR, LPIPS), in {num_steps} Euler steps.",
         rows=rows,
         rule="FAR's Fréchet distance is below Video DiT's at the last step, by two bootstrap errors, and at more than "
         "half of the steps that are looked at",

@@ -112,8 +112,9 @@ def flexrope(study: Study) -> Result:
         paper=f"with FlexRoPE a model goes on to {scale.lengths[-1]} times its trained length, where extrapolated and "
         "interpolated RoPE and ALiBi lose quality.",
         setup=f"{study.describe_training(study.short())} of {trained} frames; the last {count} frames of held-out "
-        f"clips, each from all true frames before it, in {scale.denoising_steps} Euler steps; {len(judging.frames)} clips, each of another "
-        f"episode. FlexRoPE's slope is {slope}, chosen on {len(choosing.frames)} other clips (LPIPS "
+        f"clips, each from all true frames before it, in {scale.denoising_steps} Euler steps; {len(judging.frames)} clips, "
+        "each of another episode. "
+        f"FlexRoPE's slope is {slope}, chosen on {len(choosing.frames)} other clips (LPIPS "
         + ", ".join(f"{value:.4f} at {each}" for each, value in by_slope.items())
         + ").",
         rows=rows,

@@ -57,8 +57,8 @@ def short_window(study: Study) -> Result:
         title="Fig. 9, length of the short-term window",
         paper="quality improves with a longer short-term window, and saturates.",
         setup=f"{study.describe_training(settings)} of up to {scale.long_clip} frames, long-term patches of "
-        f"{COARSENESS}× the side; {len(clips.frames)} held-out clips, {shown} frames shown and {scale.predict} rolled out in "
-        f"{scale.denoising_steps} Euler steps each.",
+        f"{COARSENESS}× the side; {len(clips.frames)} held-out clips, {shown} frames shown and "
+        f"{scale.predict} rolled out in {scale.denoising_steps} Euler steps each.",
         rows=rows,
         rule=f"LPIPS of the best window is clearly below that of window {first} (two standard errors, and in every "
         f"training seed), and going from {before} to {last} brings at most {LATE_SHARE:.0%} of that",
