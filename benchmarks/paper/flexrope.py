@@ -68,8 +68,8 @@ def flexrope(study: Study) -> Result:
     longest = lengths[-1]
     everything = study.clips(longest, 1)
     middle = everything.episodes[len(everything.episodes) // 2]
-    choosing, judging = (everything.part(np.flatnonzero(half)) for half in (
-        everything.episodes < middle, everything.episodes >= middle))  # fmt: skip
+    halves = (everything.episodes < middle, everything.episodes >= middle)
+    choosing, judging = (everything.part(np.flatnonzero(half)) for half in halves)
     far = study.trained("far", study.short())
     biased = study.trained("alibi", study.short("positions=alibi"))
 
@@ -112,9 +112,8 @@ def flexrope(study: Study) -> Result:
         paper=f"with FlexRoPE a model goes on to {scale.lengths[-1]} times its trained length, where extrapolated and "
         "interpolated RoPE and ALiBi lose quality.",
         setup=f"{study.describe_training(study.short())} of {trained} frames; the last {count} frames of held-out "
-        f"clips, each from all true frames before it, in {scale.denoising_steps} Euler steps; {len(judging.frames)} clips, "
-        "each of another episode. "
-        f"FlexRoPE's slope is {slope}, chosen on {len(choosing.frames)} other clips (LPIPS "
+        f"clips, each from all true frames before it, in {scale.denoising_steps} Euler steps; {len(judging.frames)} "
+        f"clips, each of another episode. FlexRoPE's slope is {slope}, chosen on {len(choosing.frames)} others (LPIPS "
         + ", ".join(f"{value:.4f} at {each}" for each, value in by_slope.items())
         + ").",
         rows=rows,

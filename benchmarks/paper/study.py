@@ -126,8 +126,10 @@ class Clips:
         return Clips(self.frames[:, :length], self.latents[:, :length], self.actions[:, :length], self.episodes)
 
     def last(self, length: int) -> Clips:
-        """Their ends."""
-        return Clips(self.frames[:, -length:], self.latents[:, -length:], self.actions[:, -length:], self.episodes)
+        """Their ends, as streams that begin there."""
+        actions = self.actions[:, -length:].clone()
+        actions[:, 0] = self.actions[:, 0]  # the null action
+        return Clips(self.frames[:, -length:], self.latents[:, -length:], actions, self.episodes)
 
 
 @dataclass(frozen=True, kw_only=True)
