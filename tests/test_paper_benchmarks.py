@@ -138,9 +138,9 @@ def test_the_rules_can_say_no():
 def test_a_frechet_distance_knows_the_nearer_model_and_how_sure_it_is():
     rng, episodes = np.random.default_rng(0), np.repeat(np.arange(12), 4)
     truth, near = (rng.normal(size=(48, 2, 6)) for _ in range(2))
-    one, other, error = convergence.distance_and_error(near, near + 1, truth, episodes)
+    one, other, error = study.distance_and_error(near, near + 1, truth, episodes)
     assert one < other and 0 < error < (other - one) / 2
-    one, other, error = convergence.distance_and_error(near, rng.normal(size=(48, 2, 6)), truth, episodes)
+    one, other, error = study.distance_and_error(near, rng.normal(size=(48, 2, 6)), truth, episodes)
     assert abs(one - other) < 3 * error
 
 

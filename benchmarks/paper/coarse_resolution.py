@@ -21,10 +21,11 @@ import time
 
 import numpy as np
 import torch
-from study import CLEAR, SCORES, Clips, Difference, Result, Study, difference, main, mean_and_error, roll_out, sheet_of
+from study import CLEAR, Clips, Difference, Result, Study, difference, main, roll_out, sheet_of, stacked
 from tokens import seconds_of_step
 
 from farworld.rollout import Rollout
+from farworld.train.prediction import Scores
 from farworld.world_model import WorldModel
 
 LITTLE = 0.02  # of the LPIPS at full resolution
@@ -60,35 +61,33 @@ def coarse_resolution(study: Study) -> Result:
     lpips: dict[int, np.ndarray] = {}
     worth: dict[int, str] = {}
     steps: dict[int, float] = {}
-    rows, rollouts = [], []
+    scores: dict[str, list[Scores]] = {}
+    costs, rollouts = [], []
     for coarseness in scale.coarseness:
         settings = study.long(window=scale.window, coarseness=coarseness)
         worlds = study.trained(f"window-{scale.window}-coarse-{coarseness}", settings)
         options = {"num_steps": scale.denoising_steps}
         drawn = [roll_out(world, clips, shown, **options) for world in worlds]
         near = [roll_out(world, clips, shown, remember=scale.window, **options) for world in worlds]
-        scores, near_scores = ([study.score(each, truth) for each in videos] for videos in (drawn, near))
-        lpips[coarseness] = np.stack([each["lpips"] for each in scores])
-        alone = np.stack([each["lpips"] for each in near_scores])
+        scores[f"{coarseness}×"] = [study.score(each, truth) for each in drawn]
+        lpips[coarseness] = stacked(scores[f"{coarseness}×"], "lpips")
+        alone = stacked([study.score(each, truth) for each in near], "lpips")
         worth[coarseness] = str(difference(alone, lpips[coarseness], clips.episodes))
         rollouts.append(drawn[0])
         config = study.config(*settings)
         steps[coarseness] = seconds_of_step(config, longest, len(study.data.spec.action_vocabulary))
         whole = study.clips(longest, 1)
-        rows.append(
+        costs.append(
             {
-                "side of a long-term patch": f"{coarseness}×",
                 "tokens of a distant frame": worlds[0].config.model.coarse_tokens,
-                **{
-                    label: mean_and_error(np.stack([each[score] for each in scores]), clips.episodes)
-                    for score, label in SCORES.items()
-                },
                 "LPIPS, window alone": f"{alone.mean():.4f}",
                 f"CPU s, step on {scale.long_clip} frames": f"{seconds_of_step(config, scale.long_clip, 7):.3f}",
                 f"on {longest} frames": f"{steps[coarseness]:.3f}",
                 f"CPU ms, frame after {longest}": f"{1000 * seconds_of_frame(worlds[0], whole, longest):.1f}",
             }
         )
+    quality = study.table("side of a long-term patch", scores, clips, shown)
+    rows = [{**row, **cost} for row, cost in zip(quality, [*costs, {}], strict=True)]
     fine, coarse = scale.coarseness[0], scale.coarseness[-1]
     loss = difference(lpips[coarse], lpips[fine], clips.episodes)
     usual = float(lpips[fine].mean())

@@ -21,17 +21,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from study import CLEAR, SCORES, STREAMS, Clips, Result, Study, difference, main, mean_and_error, roll_out, sheet_of
+from study import (
+    CLEAR,
+    SCORES,
+    STREAMS,
+    Clips,
+    Result,
+    Study,
+    difference,
+    distance_and_error,
+    main,
+    mean_and_error,
+    roll_out,
+    sheet_of,
+    stacked,
+)  # fmt: skip
 from torch import Tensor
 
 from farworld.line_plot import line_plot
 from farworld.models import flow
 from farworld.models.far import TIMESTEP_SCALE
 from farworld.rollout import denoise_clip
-from farworld.train.frechet import frechet_distance
+from farworld.train.prediction import Scores
 from farworld.world_model import WorldModel
-
-RESAMPLES = 100  # of the episodes, for the error of a Fréchet distance
 
 
 def noise_of(clips: Clips, seed: int = 0) -> Tensor:
@@ -87,34 +99,6 @@ def predicted(world: WorldModel, clips: Clips, shown: int, num_steps: int) -> np
     return np.concatenate([decoded(world, replaced(world, part, shown, num_steps)[:, shown:]) for part in parts])
 
 
-def distance_and_error(
-    one: np.ndarray, other: np.ndarray, truth: np.ndarray, episodes: np.ndarray
-) -> tuple[float, float, float]:
-    """Fréchet distances of two models' clips to the true ones, and the standard error of their difference.
-
-    The error is that of resampled episodes (bootstrap), the same ones for both models and the truth.
-
-    Args:
-        one: (N, V, D), V feature vectors of each clip.
-        other: likewise.
-        truth: likewise.
-        episodes: (N,), which clips belong together.
-    """
-
-    def distances(chosen: np.ndarray) -> tuple[float, float]:
-        real = truth[chosen].reshape(-1, truth.shape[-1])
-        first, second = (frechet_distance(x[chosen].reshape(-1, x.shape[-1]), real) for x in (one, other))
-        return first, second
-
-    rng, names = np.random.default_rng(0), np.unique(episodes)
-    resampled = []
-    for _ in range(RESAMPLES):
-        drawn = rng.choice(names, len(names))
-        found = distances(np.concatenate([np.flatnonzero(episodes == name) for name in drawn]))
-        resampled.append(found[0] - found[1])
-    return *distances(np.arange(len(truth))), float(np.std(resampled, ddof=1))
-
-
 def is_better(rows: list[dict[str, Any]]) -> bool:
     """Whether the first model's distance is clearly lower at the last step, and lower at most of all steps."""
     gains = [(row["other"] - row["one"], row["error"]) for row in rows]
@@ -127,25 +111,20 @@ def convergence(study: Study) -> Result:
     num_steps = 2 * scale.denoising_steps
     clips, shown = study.clips(scale.clip, max(1, scale.starts // 2)), scale.clip // 2
     future = clips.frames[:, shown:]
-
-    def vectors(videos: np.ndarray) -> np.ndarray:
-        features = study.features(videos)
-        return features.reshape(len(videos), -1, features.shape[-1])
-
-    truth = vectors(clips.frames)
+    truth = study.vectors(clips.frames)
     variants = {"FAR": ("far", study.short()), "Video DiT": ("video-dit", study.short("causal=False"))}
     runs = {
         name: [study.train(run, settings, seed=seed) for seed in range(study.seeds)]
         for name, (run, settings) in variants.items()
     }
     rows, judged = [], []
-    scores: dict[str, list[dict[str, np.ndarray]]] = {}
+    scores: dict[str, list[Scores]] = {}
     shown_frames: list[np.ndarray] = []
     for step in runs["FAR"][0]:
         drawn: dict[str, np.ndarray] = {}
         for name, of_seeds in runs.items():
             clips_of_seeds = [from_nothing(of_step[step], clips, num_steps) for of_step in of_seeds]
-            drawn[name] = np.concatenate([vectors(each) for each in clips_of_seeds])
+            drawn[name] = np.concatenate([study.vectors(each) for each in clips_of_seeds])
             videos = [predicted(of_step[step], clips, shown, num_steps) for of_step in of_seeds]
             scores[name] = [study.score(each, future) for each in videos]
             if step == scale.steps:
@@ -158,11 +137,10 @@ def convergence(study: Study) -> Result:
         row["± of their difference"] = f"{error:.2f}"
         for score, label in SCORES.items():
             for name in variants:
-                values = np.stack([each[score] for each in scores[name]])
-                row[f"{label}, {name}"] = mean_and_error(values, clips.episodes)
+                row[f"{label}, {name}"] = mean_and_error(stacked(scores[name], score), clips.episodes)
         rows.append(row)
-    lpips = {name: np.stack([each["lpips"] for each in scores[name]]) for name in variants}
-    gain = difference(lpips["Video DiT"], lpips["FAR"], clips.episodes)
+    lpips = [stacked(scores[name], "lpips") for name in ("Video DiT", "FAR")]
+    gain = difference(*lpips, clips.episodes)
     last = judged[-1]
     lines = {
         "FAR": [(row["step"], row["one"]) for row in judged],

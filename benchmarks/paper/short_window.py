@@ -12,9 +12,10 @@ frames that are rolled out, under the true actions.
 from __future__ import annotations
 
 import numpy as np
-from study import SCORES, Result, Study, difference, main, mean_and_error, roll_out, sheet_of
+from study import Result, Study, difference, main, roll_out, sheet_of, stacked
 
 from farworld.line_plot import line_plot
+from farworld.train.prediction import Scores
 
 COARSENESS = 2  # of all; its run at the usual window is one of coarse_resolution's
 LATE_SHARE = 0.25  # of the whole gain, that the last doubling may bring
@@ -31,23 +32,15 @@ def short_window(study: Study) -> Result:
     clips, shown = study.clips(scale.long_clip), scale.long_clip - scale.predict
     truth = clips.frames[:, shown:]
     lpips: dict[int, np.ndarray] = {}
-    rows, rollouts = [], []
+    scores: dict[str, list[Scores]] = {}
+    rollouts = []
     for window in scale.windows:
         settings = study.long(window=window, coarseness=COARSENESS)
         worlds = study.trained(f"window-{window}-coarse-{COARSENESS}", settings)
         drawn = [roll_out(world, clips, shown, num_steps=scale.denoising_steps) for world in worlds]
-        scores = [study.score(each, truth) for each in drawn]
-        lpips[window] = np.stack([each["lpips"] for each in scores])
+        scores[f"{window}"] = [study.score(each, truth) for each in drawn]
+        lpips[window] = stacked(scores[f"{window}"], "lpips")
         rollouts.append(drawn[0])
-        rows.append(
-            {
-                "window": window,
-                **{
-                    label: mean_and_error(np.stack([each[score] for each in scores]), clips.episodes)
-                    for score, label in SCORES.items()
-                },
-            }
-        )
     first, before, last = scale.windows[0], scale.windows[-2], scale.windows[-1]
     best = min(scale.windows, key=lambda window: lpips[window].mean())
     whole = difference(lpips[first], lpips[best], clips.episodes)
@@ -59,7 +52,7 @@ def short_window(study: Study) -> Result:
         setup=f"{study.describe_training(settings)} of up to {scale.long_clip} frames, long-term patches of "
         f"{COARSENESS}× the side; {len(clips.frames)} held-out clips, {shown} frames shown and "
         f"{scale.predict} rolled out in {scale.denoising_steps} Euler steps each.",
-        rows=rows,
+        rows=study.table("window", scores, clips, shown),
         rule=f"LPIPS of the best window is clearly below that of window {first} (two standard errors, and in every "
         f"training seed), and going from {before} to {last} brings at most {LATE_SHARE:.0%} of that",
         reproduced=saturates(whole.mean, whole.is_clear, late.mean),

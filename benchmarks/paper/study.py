@@ -19,7 +19,7 @@ import math
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -41,11 +41,11 @@ from farworld.rollout import Rollout
 from farworld.train.config import TrainConfig, override
 from farworld.train.evaluate import check_fit
 from farworld.train.export import assemble
-from farworld.train.frechet import ClipFeatures
+from farworld.train.frechet import ClipFeatures, frechet_distance
 from farworld.train.initial import config_of
 from farworld.train.latents import LatentDataset, cache_latents
 from farworld.train.lpips import load_lpips
-from farworld.train.prediction import Instruments, frame_scores, standard_error
+from farworld.train.prediction import Instruments, Scores, frame_scores, standard_error
 from farworld.train.ranks import Ranks
 from farworld.train.run import Run
 from farworld.train.view import RunView
@@ -61,6 +61,7 @@ PAPER = (
 )  # fmt: skip
 STREAMS = 32  # that are rolled out together
 SHEET_CLIPS, SHEET_FRAMES = 3, 8
+RESAMPLES = 100  # of the episodes, for the error of a Fréchet distance
 CLEAR = 2.0  # standard errors from which on a difference counts
 SCORES = {"psnr": "PSNR, dB", "lpips": "LPIPS"}
 
@@ -191,7 +192,7 @@ class Study:
         return split_episodes(len(self.data), self.scale.held_out / len(self.data))
 
     @contextlib.contextmanager
-    def _opened(self, path: Path, config: TrainConfig):
+    def _opened(self, path: Path, config: TrainConfig) -> Iterator[Run]:
         stored = Run.stored_config(path)
         if stored not in (None, config):
             raise ValueError(f"{path} was trained with other settings; choose another --out")
@@ -270,15 +271,33 @@ class Study:
                 episodes.append(episode)
         return Clips(np.stack(frames), torch.stack(latents), torch.stack(actions), np.array(episodes))
 
-    def score(self, drawn: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    def score(self, drawn: np.ndarray, truth: np.ndarray) -> Scores:
         """PSNR and LPIPS of each clip, (N,), of frames (N, P, H, W, 3)."""
         scores = frame_scores(drawn, truth, self.instruments)
         return {name: scores[name].mean(axis=1) for name in SCORES}
 
-    def features(self, videos: np.ndarray) -> np.ndarray:
-        """What stands in for I3D's view of videos (N, F, H, W, 3), see `farworld.train.frechet`: (N · …, 512)."""
+    def table(self, heading: str, scores: Mapping[str, Sequence[Scores]], clips: Clips, shown: int) -> list[dict]:
+        """A row for each variant, and one for holding the last shown frame, which any model should beat.
+
+        Args:
+            heading: of the variants.
+            scores: of each variant's seeds, see `score`.
+            clips: that were scored.
+            shown: frames of theirs that were given.
+        """
+        future = clips.frames[:, shown:]
+        frozen = np.broadcast_to(clips.frames[:, shown - 1, None], future.shape)
+        rows = []
+        for name, each in {**scores, "last frame held": [self.score(frozen, future)]}.items():
+            cells = {label: mean_and_error(stacked(each, score), clips.episodes) for score, label in SCORES.items()}
+            rows.append({heading: name, **cells})
+        return rows
+
+    def vectors(self, videos: np.ndarray) -> np.ndarray:
+        """What stands in for I3D's view of videos (N, F, H, W, 3), see `farworld.train.frechet`: (N, V, 512)."""
         assert self.instruments.lpips is not None
-        return ClipFeatures(self.instruments.lpips)(torch.from_numpy(np.ascontiguousarray(videos))).numpy()
+        found = ClipFeatures(self.instruments.lpips)(torch.from_numpy(np.ascontiguousarray(videos)))
+        return found.unflatten(0, (len(videos), -1)).numpy()
 
     def facts(self) -> dict[str, Any]:
         """The conditions of a measurement."""
@@ -384,11 +403,44 @@ def difference(one: np.ndarray, other: np.ndarray, episodes: np.ndarray) -> Diff
     )
 
 
+def stacked(scores: Sequence[Scores], name: str) -> np.ndarray:
+    """One of the scores of a variant's seeds, (S, N)."""
+    return np.stack([each[name] for each in scores])
+
+
 def mean_and_error(scores: np.ndarray, episodes: np.ndarray) -> str:
     """The mean of scores (S, N) and its standard error over episodes, as text."""
     found = difference(scores, np.zeros_like(scores), episodes)
     digits = 2 if abs(found.mean) > 5 else 4
     return f"{found.mean:.{digits}f} ± {found.error:.{digits}f}"
+
+
+def distance_and_error(
+    one: np.ndarray, other: np.ndarray, truth: np.ndarray, episodes: np.ndarray
+) -> tuple[float, float, float]:
+    """Fréchet distances of two models' clips to the true ones, and the standard error of their difference.
+
+    The error is that of resampled episodes (bootstrap), the same ones for both models and the truth.
+
+    Args:
+        one: (N, V, D), V feature vectors of each clip.
+        other: likewise.
+        truth: likewise.
+        episodes: (N,), which clips belong together.
+    """
+
+    def distances(chosen: np.ndarray) -> tuple[float, float]:
+        real = truth[chosen].reshape(-1, truth.shape[-1])
+        first, second = (frechet_distance(x[chosen].reshape(-1, x.shape[-1]), real) for x in (one, other))
+        return first, second
+
+    rng, names = np.random.default_rng(0), np.unique(episodes)
+    resampled = []
+    for _ in range(RESAMPLES):
+        drawn = rng.choice(names, len(names))
+        found = distances(np.concatenate([np.flatnonzero(episodes == name) for name in drawn]))
+        resampled.append(found[0] - found[1])
+    return *distances(np.arange(len(truth))), float(np.std(resampled, ddof=1))
 
 
 # Reporting
@@ -417,9 +469,9 @@ class Result:
 
 
 def markdown_table(rows: Sequence[dict[str, Any]]) -> str:
-    """A table of rows with the same keys."""
+    """A table of rows, with the columns of the first."""
     headings = list(rows[0])
-    lines = [headings, ["---"] * len(headings), *([str(row[h]) for h in headings] for row in rows)]
+    lines = [headings, ["---"] * len(headings), *([str(row.get(h, "")) for h in headings] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
