@@ -96,6 +96,19 @@ def test_variants_are_played_on_the_same_clips_of_held_out_episodes(home, in_thi
     assert (study.roll_out(decayed, clips, 4, num_steps=1) != marked).any()
 
 
+def test_alibi_is_trained_and_other_positions_are_put_on_trained_weights(home, in_this_process, capsys):
+    run_command(flexrope, home, capsys)
+    setup = study.Study(out=home, scale=study.SCALES["tiny"])
+    (alibi,) = setup.trained("alibi", setup.short("positions=alibi"))
+    (rope,) = setup.trained("far", setup.short())
+    assert alibi.config.model.positions == alibi.transformer.config.positions == Positions.alibi()
+    assert rope.config.model.positions == Positions()
+    decayed = study.with_positions(rope, Positions.flex_rope(0.2))
+    assert decayed.config.model.positions == decayed.transformer.config.positions == Positions.flex_rope(0.2)
+    for name, weights in rope.transformer.state_dict().items():
+        assert torch.equal(decayed.transformer.state_dict()[name], weights)
+
+
 def test_a_difference_is_clear_only_beyond_its_error_and_in_every_seed():
     episodes = np.repeat(np.arange(8), 2)
     noise = np.random.default_rng(0).normal(size=(2, 16))

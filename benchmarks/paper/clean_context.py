@@ -28,7 +28,7 @@ from study import (
     roll_out,
     sheet_of,
     stacked,
-)  # fmt: skip
+)
 from torch import Tensor, nn
 
 from farworld.train.prediction import Scores

@@ -35,7 +35,7 @@ from study import (
     roll_out,
     sheet_of,
     stacked,
-)  # fmt: skip
+)
 from torch import Tensor
 
 from farworld.line_plot import line_plot
