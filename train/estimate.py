@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from farworld.arithmetic import flop_counter
 from farworld.models.autoencoder import Autoencoder
-from farworld.models.far import FAR
+from farworld.models.far import FAR, FARConfig
 from farworld.train.config import TrainConfig
 from farworld.train.run import Draws, autocast
 from farworld.train.world import ClipKind, clip_length, flow_matching_loss
@@ -92,8 +92,7 @@ def estimate_world(
     length = clip_length(min(config.max_clip_frames, longest or config.max_clip_frames), config, 1.0)
     most = ClipKind(length, max(kind.own_context_ratio for _, kind in kinds))
     needed = {most, *(kind for _, kind in kinds)}
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        counts = _at_depth(config, num_actions, needed, clips, device)
+    counts = count_steps(config, num_actions, needed, clips, device)
     with torch.device("meta"):
         model, autoencoder = FAR(config.far(num_actions)), Autoencoder(config.autoencoder())
     parameters, autoencoder_parameters = (
@@ -107,23 +106,35 @@ def estimate_world(
         parameters=parameters,
         autoencoder_parameters=autoencoder_parameters,
         frames_per_clip=sum(share * kind.length for share, kind in kinds),
-        tokens_per_clip=sum(share * _tokens(model, config, kind.length) for share, kind in kinds),
+        tokens_per_clip=sum(share * tokens_of_clip(model.config, config, kind.length) for share, kind in kinds),
         flops_per_step=sum(share * counts[kind][0] * config.accumulate for share, kind in kinds),
         memory_bytes=state_bytes + counts[most][1] + runtime,
     )
 
 
-def _at_depth(
+def count_steps(
     config: TrainConfig, num_actions: int, kinds: set[ClipKind], clips: int, device: torch.device
 ) -> dict[ClipKind, tuple[int, int]]:
-    """What `_run` finds at the config's depth, from shallow models where it is deep."""
+    """What one part of a step takes, by the kind of its clips; from shallow models where the config's is deep.
+
+    Args:
+        config: of the run.
+        num_actions: of the data's vocabulary.
+        kinds: of clips.
+        clips: in the part.
+        device: where it would run.
+
+    Returns:
+        Floating-point operations, forward and backward, and the bytes that the forward pass keeps for the backward.
+    """
     depths = DEPTHS if config.num_layers > DEPTHS[-1] else (config.num_layers,)
     runs = []
-    for depth in depths:
-        with torch.device(device):
-            model = FAR(dataclasses.replace(config, num_layers=depth).far(num_actions))
-        model.recompute = config.recompute
-        runs.append({kind: _run(model, config, kind, clips, device) for kind in kinds})
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for depth in depths:
+            with torch.device(device):
+                model = FAR(dataclasses.replace(config, num_layers=depth).far(num_actions))
+            model.recompute = config.recompute
+            runs.append({kind: _run(model, config, kind, clips, device) for kind in kinds})
     if len(runs) == 1:
         return runs[0]
     more = config.num_layers - depths[-1]  # blocks beyond the deeper model's, each worth the difference of the two
@@ -137,7 +148,7 @@ def _at_depth(
 
 
 def _run(model: FAR, config: TrainConfig, kind: ClipKind, clips: int, device: torch.device) -> tuple[int, int]:
-    """Floating-point operations of one part of a step, and the bytes that its forward pass keeps for the backward."""
+    """What `count_steps` returns, of one kind, from running it."""
     sizes = model.config
     shape = clips, kind.length, sizes.latent_channels, sizes.latent_height, sizes.latent_width
     clean = torch.zeros(shape, device=device)
@@ -166,8 +177,8 @@ def _run(model: FAR, config: TrainConfig, kind: ClipKind, clips: int, device: to
     return counter.get_total_flops(), sum(kept.values())
 
 
-def _tokens(model: FAR, config: TrainConfig, length: int) -> int:
-    """Tokens of a clip: fine ones of the frames that are trained on, coarse ones of what they see so."""
-    sizes, num_fine = model.config, min(config.fine_frames, length)
+def tokens_of_clip(sizes: FARConfig, config: TrainConfig, length: int) -> int:
+    """Fine tokens of the frames of a clip that are trained on, and coarse ones of what they see so."""
+    num_fine = min(config.fine_frames, length)
     num_coarse = max(length - num_fine, length - sizes.window, 0)
     return num_fine * sizes.fine_tokens + num_coarse * sizes.coarse_tokens

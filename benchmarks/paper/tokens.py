@@ -7,7 +7,7 @@ cannot be trained on; with long short-term context they grow slowly.
 
 Here: the paper's FAR-B (130 M parameters, 64 tokens of a frame) with every frame in full resolution, and its FAR-B-Long
 (a window of 16 full frames, 4 tokens of each frame before), by the length of the clip: tokens that enter the
-transformer, floating-point operations of a step forward and backward of one clip, and the memory that it takes,
+transformer, floating-point operations of a step forward and backward, and what the pass forward keeps for the other,
 counted without running it (`farworld.train.estimate`). And the seconds of the processor that a step of one clip takes
 with the studies' small model (16 tokens of a frame, or a window of 4 such frames and 1 token of each before),
 measured. The paper's figure has tokens only.
@@ -24,10 +24,10 @@ from study import Result, Study, main
 
 from farworld.line_plot import line_plot
 from farworld.train.config import PRESETS, TrainConfig
-from farworld.train.estimate import estimate_world
+from farworld.train.estimate import count_steps, tokens_of_clip
 from farworld.train.ranks import Ranks
 from farworld.train.run import Draws
-from farworld.train.world import flow_matching_loss, new_state
+from farworld.train.world import ClipKind, flow_matching_loss, new_state
 
 REPEATS = 3  # steps that are timed, after one that warms up
 NUM_ACTIONS = 3  # of DMLab
@@ -77,25 +77,25 @@ def tokens(study: Study) -> Result:
         ("long short-term", paper, ours),
     ):
         for length in lengths:
-            whole = of_length(config, length)
-            counted = estimate_world(whole, NUM_ACTIONS, torch.device("cpu"), longest=length)
-            large[name, length] = counted
+            whole, kind = of_length(config, length), ClipKind(length, 0.0)
+            ((operations, kept),) = count_steps(whole, NUM_ACTIONS, {kind}, 1, torch.device("cpu")).values()
+            count = tokens_of_clip(whole.far(NUM_ACTIONS), whole, length)
+            large[name, length] = count, operations
             rows.append(
                 {
                     "context": name,
                     "frames of a clip": length,
-                    "tokens": f"{counted.tokens_per_clip:,.0f}",
-                    "TFLOP a step": f"{counted.flops_per_step / 1e12:.2f}",
-                    "memory, GB": f"{counted.memory_bytes / 2**30:.1f}",
+                    "tokens": f"{count:,}",
+                    "TFLOP a step": f"{operations / 1e12:.2f}",
+                    "kept for the backward pass, GB": f"{kept / 2**30:.1f}",
                     "small model: CPU s a step": f"{seconds_of_step(small, length, 7):.3f}",
                 }
             )
     longest = lengths[-1]
     one, other = large["long short-term", longest], large["full resolution", longest]
-    share = one.tokens_per_clip / other.tokens_per_clip
-    work = one.flops_per_step / other.flops_per_step
+    share, work = one[0] / other[0], one[1] / other[1]
     lines = {
-        name: [(length, large[name, length].tokens_per_clip) for length in lengths]
+        name: [(length, large[name, length][0]) for length in lengths]
         for name in ("full resolution", "long short-term")
     }
     return Result(
