@@ -8,7 +8,8 @@ cannot be trained on; with long short-term context they grow slowly.
 Here: the paper's FAR-B (130 M parameters, 64 tokens of a frame) with every frame in full resolution, and its FAR-B-Long
 (a window of 16 full frames, 4 tokens of each frame before), by the length of the clip: tokens that enter the
 transformer, floating-point operations of a step forward and backward, and what the pass forward keeps for the other,
-counted without running it (`farworld.train.estimate`). And the seconds of the processor that a step of one clip takes
+counted without running it (`farworld.train.estimate`; in full resolution attention is one dense product under a mask,
+half of which a causal kernel would save). And the seconds of the processor that a step of one clip takes
 with the studies' small model (16 tokens of a frame, or a window of 4 such frames and 1 token of each before),
 measured. The paper's figure has tokens only.
 """
