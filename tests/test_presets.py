@@ -99,8 +99,8 @@ def test_what_a_deep_model_takes_follows_from_two_shallow_ones():
     """Exactly: its blocks are alike but for the last, which both have."""
     config: TrainConfig = override(PRESETS["maze-xs"], [*SMALL, "num_layers=5", "own_context_ratio=1.0"])
     kinds = {estimate.ClipKind(12, 1.0)}
+    extrapolated = estimate.count_steps(config, 3, kinds, 2, CPU)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        extrapolated = estimate._at_depth(config, 3, kinds, 2, CPU)
         whole = FAR(config.far(3))
         assert extrapolated == {kind: estimate._run(whole, config, kind, 2, CPU) for kind in kinds}
 
@@ -108,6 +108,7 @@ def test_what_a_deep_model_takes_follows_from_two_shallow_ones():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        (["positions=absolute"], "positions must be rope or alibi, got 'absolute'"),
         (["condition=words"], "condition must be action, label or none, got 'words'"),
         (["layout=circular"], "layout must be sliding or anchored"),
         (["flip=True"], "a left turn is a right one"),
