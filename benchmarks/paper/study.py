@@ -90,8 +90,9 @@ class Scale:
 
 SCALES = {
     "small": Scale(
-        episodes=112, frames=264, held_out=24, settings=("num_layers=4", "num_heads=4", "world_batch_size=8"),
-        steps=600, snapshots=5, clip=16, long_clip=40, window=4, windows=(1, 2, 4, 8, 16), coarseness=(1, 2, 4),
+        episodes=112, frames=264, held_out=24,
+        settings=("num_layers=4", "num_heads=4", "world_batch_size=8", "warmup_steps=60"),
+        steps=960, snapshots=4, clip=16, long_clip=40, window=4, windows=(1, 2, 4, 8, 16), coarseness=(1, 2, 4),
         lengths=(1, 2, 4, 8, 16), starts=4, predict=8, contexts=(16, 32, 64, 128, 256),
     ),
     "tiny": Scale(
