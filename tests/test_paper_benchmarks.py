@@ -165,8 +165,8 @@ def test_without_shown_frames_replacement_is_a_clip_from_nothing(home, in_this_p
     clips = setup.clips(4, 1)
     noise = convergence.noise_of(clips)
     clip = convergence.denoise_clip(world, clips.actions, noise, convergence.flow.euler_timesteps(3))
-    assert torch.allclose(convergence.replaced(world, clips, 0, 3), clip, atol=1e-5)
-    last = convergence.replaced(world, clips, 2, 50)[:, :2]
+    assert torch.allclose(convergence.replaced(world, clips, noise, 0, 3), clip, atol=1e-5)
+    last = convergence.replaced(world, clips, noise, 2, 50)[:, :2]
     assert (last - clips.latents[:, :2]).abs().mean() < 0.2 * clips.latents.abs().mean()
 
 

@@ -52,20 +52,20 @@ def noise_of(clips: Clips, seed: int = 0) -> Tensor:
 
 
 @torch.inference_mode()
-def replaced(world: WorldModel, clips: Clips, shown: int, num_steps: int) -> Tensor:
+def replaced(world: WorldModel, clips: Clips, noise: Tensor, shown: int, num_steps: int) -> Tensor:
     """Clips of a Video DiT whose first frames are the true ones, noised as far as the rest at each step.
 
     Args:
         world: with a model that isn't causal.
         clips: N of F frames.
+        noise: (N, F, C, h, w), to start from.
         shown: frames that are true; with 0 this is `farworld.rollout.denoise_clip`.
         num_steps: Euler steps.
 
     Returns:
         (N, F, C, h, w), scaled latents.
     """
-    noise, timesteps = noise_of(clips), flow.euler_timesteps(num_steps)
-    x = noise.clone()
+    x, timesteps = noise.clone(), flow.euler_timesteps(num_steps)
     for now, then in zip(timesteps, timesteps[1:], strict=False):
         t = torch.full(clips.actions.shape, now)
         x[:, :shown] = flow.add_noise(clips.latents[:, :shown], noise[:, :shown], t[:, :shown])
@@ -95,8 +95,12 @@ def predicted(world: WorldModel, clips: Clips, shown: int, num_steps: int) -> np
     """The frames after the first `shown` true ones, (N, F − shown, H, W, 3), uint8."""
     if world.config.model.causal:
         return roll_out(world, clips, shown, num_steps=num_steps)
-    parts = [clips.part(slice(first, first + STREAMS)) for first in range(0, len(clips.frames), STREAMS)]
-    return np.concatenate([decoded(world, replaced(world, part, shown, num_steps)[:, shown:]) for part in parts])
+    noise, parts = noise_of(clips), []
+    for first in range(0, len(clips.frames), STREAMS):
+        part = slice(first, first + STREAMS)
+        drawn = replaced(world, clips.part(part), noise[part], shown, num_steps)
+        parts.append(decoded(world, drawn[:, shown:]))
+    return np.concatenate(parts)
 
 
 def is_better(rows: list[dict[str, Any]]) -> bool:
