@@ -47,7 +47,8 @@ app.command(
     help="""Play a learned world, or with --env a real environment, in a window or headless.
 
 Either --ckpt or --env is needed. In the window, F1 shows the keys. P pauses, N makes one step, R starts again, Tab
-takes the next start, H hides the bar, Esc or Q quits; a key that the world itself uses belongs to the world.""",
+takes the next start, H hides the bar, Esc or Q quits. Backspace, held, rewinds a learned world, by up to 30 seconds; a
+real environment can't be rewound. A key that the world itself uses belongs to the world.""",
 )
 app.command(
     "farworld.train.recipe_cli:recipe",

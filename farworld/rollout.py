@@ -380,11 +380,25 @@ class Rollout:
         self._remember(self.world.encode(torch.as_tensor(frames)[:, None])[:, 0], actions)
         return predicted
 
+    @property
+    def snapshot_bytes(self) -> int:
+        """What one frame more adds to the memory that snapshots of all frames take."""
+        model = self.world.config.model
+        tokens = model.coarse_tokens + (0 if self._rewrites_window else model.fine_tokens)
+        latents = self.batch_size * model.latent_channels * model.latent_height * model.latent_width
+        return tokens * self._cache.token_bytes + latents * torch.float32.itemsize
+
     def snapshot(self) -> Snapshot:
         """The state; what comes later does not change it."""
+        pages, frame_of_slot, fine_end = self._cache.pages(), self._cache.frame_of_slot.clone(), self._fine_end
+        if self._rewrites_window and self._first_fine > self._first_frame:  # the next frame encodes the window anew
+            num_coarse = self._cache.long_term_frames
+            pages = (*pages[:num_coarse], *[None] * (len(pages) - num_coarse))
+            frame_of_slot[:, num_coarse:] = EMPTY
+            fine_end = self._first_fine
         return Snapshot(
-            self._cache.pages(), self._cache.frame_of_slot.clone(), tuple(self._latents), tuple(self._actions),
-            self.frame_index, self._fine_end, self._coarse_end, self._begun, self._noise_keys, self.settings,
+            pages, frame_of_slot, tuple(self._latents), tuple(self._actions), self.frame_index, fine_end,
+            self._coarse_end, self._begun, self._noise_keys, self.settings,
         )  # fmt: skip
 
     @torch.inference_mode()

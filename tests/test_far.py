@@ -444,10 +444,14 @@ def test_snapshots_stay_what_they_were(world, layout, guidance_scale):
                 assert torch.equal(each.step_latents(step % 3), expected[step])
 
 
-def test_a_snapshot_of_every_frame_takes_the_memory_of_one_frame_each(world):
-    """What rewinding through minutes of play needs; and what nobody has any more is not kept."""
+@pytest.mark.parametrize(("layout", "fine_frames"), [("sliding", 40 + WINDOW), ("anchored", 0)])
+def test_a_snapshot_of_every_frame_takes_the_memory_of_one_frame_each(world, layout, fine_frames):
+    """What rewinding through minutes of play needs; and what nobody has any more is not kept.
+
+    Where each frame encodes the window anew, what it was before is of no use to anyone.
+    """
     frames, actions = clip(5, batch=1)
-    rollout = Rollout(world)
+    rollout = Rollout(world, layout=layout)
     rollout.prime(frames, actions[:, :4])
     history = []
     for _ in range(40):
@@ -457,7 +461,9 @@ def test_a_snapshot_of_every_frame_takes_the_memory_of_one_frame_each(world):
     coarse, fine = (
         [p for p in pages.values() if p.read().shape[-2] == tokens] for tokens in (world.config.model.coarse_tokens, 16)
     )
-    assert 0 < len(coarse) < 40 + 12 and 0 < len(fine) < 40 + WINDOW
+    assert 0 < len(coarse) < 40 + 12 and len(fine) <= fine_frames and bool(fine) == bool(fine_frames)
+    page_bytes = sum(group[0].read().nbytes for group in (coarse, fine) if group)
+    assert rollout.snapshot_bytes == page_bytes + history[-1].latents[-1].nbytes
     last = weakref.ref(history[-1].pages[0])
     del pages, coarse, fine
     history.clear()

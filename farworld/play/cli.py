@@ -35,8 +35,8 @@ BACKEND_HELP = (
 )
 SCRIPT_HELP = (
     "Keys to press when headless, a text file with one entry a line, KEY[+KEY...] [xCOUNT]: `up x10` holds a key "
-    "for 10 frames, `up+left x3` two of them, `- x5` none, `action:forward x4` takes an action by its name, and "
-    "`#` begins a comment. After its end no key is held."
+    "for 10 frames, `up+left x3` two of them, `- x5` none, `action:forward x4` takes an action by its name, "
+    "`backspace x5` goes 5 frames back, and `#` begins a comment. After its end no key is held."
 )
 
 THREADS_HELP = (
@@ -86,7 +86,8 @@ def play(
     """Play a learned world, or with --env a real environment, in a window or headless.
 
     Either --ckpt or --env is needed. In the window, F1 shows the keys. P pauses, N makes one step, R starts again,
-    Tab takes the next start, H hides the bar, Esc or Q quits; a key that the world itself uses belongs to the world.
+    Tab takes the next start, H hides the bar, Esc or Q quits. Backspace, held, rewinds a learned world, by up to
+    30 seconds; a real environment can't be rewound. A key that the world itself uses belongs to the world.
     """
     prepare_environment()
     options = options or EnvOptions()
@@ -238,6 +239,7 @@ def _report(player: Player, save: Path | None, seconds: float) -> dict[str, Any]
         "fps": round(player.num_ticks / seconds, 2),
         "actions": {name: player.action_counts[name] for name in player.vocabulary.names},
         "held_still": player.held_still,
+        "rewound": player.num_rewound,
         "save": save,
     }
 

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from farworld.play.player import Player
+from farworld.play.keys import REWIND_KEY
+from farworld.play.player import NO_REWIND, Player
 from farworld.play.script import Script
 from farworld.video import VideoWriter
 
@@ -27,9 +28,18 @@ def open_video(path: Path | None, player: Player) -> Iterator[VideoWriter | None
 
 
 def play_script(player: Player, script: Script, num_frames: int, video: VideoWriter | None = None) -> None:
-    """Show this many frames; where the script presses nothing and the world has no idle action, it holds still."""
+    """Show this many frames; where the script presses nothing and the world has no idle action, it holds still.
+
+    Raises:
+        ValueError: the script rewinds what cannot be rewound.
+    """
+    if script.rewinds and not player.can_rewind:
+        raise ValueError(f"{NO_REWIND}: leave {REWIND_KEY} out of the script, or play a learned world (--ckpt)")
     for entry in script.per_frame(num_frames):
         player.keys.hold(entry.keys)
-        player.tick(entry.action)
+        if entry.rewind:
+            player.rewind()
+        else:
+            player.tick(entry.action)
         if video:
             video.write(player.frame)
