@@ -470,6 +470,35 @@ def test_a_script_rewinds_and_the_video_shows_it(tiny_world_path, tmp_path, capf
         assert len(list(container.decode(video=0))) == 10
 
 
+def test_a_gif_holds_the_frames_at_their_pace(tmp_path):
+    """A GIF counts in hundredths of a second; a frame of 13.3 has to be 13 or 14, and three of them 40."""
+    from PIL import Image, ImageSequence
+
+    from farworld.play.headless import open_video, play_script
+
+    player, shown = make_player(frames_per_second=7.5), []
+    script = parse_script("up\nleft\nspace\nbackspace x2\n- x4\n", VOCABULARY)
+    with open_video(tmp_path / "new" / "out.gif", player) as video:
+        play_script(player, script, script.num_frames, SimpleNamespace(
+            write=lambda frame: (video.write(frame), shown.append(frame))))  # fmt: skip
+        assert not (tmp_path / "new").exists()  # the colours of all frames are chosen at the end
+    with Image.open(tmp_path / "new" / "out.gif") as gif:
+        assert gif.size == (256, 256) and gif.info["loop"] == 0
+        pictures = [(np.array(each.convert("RGB")), each.info["duration"]) for each in ImageSequence.Iterator(gif)]
+    assert [duration for _, duration in pictures[:5]] == [130, 140, 130, 130, 140]
+    assert sum(duration for _, duration in pictures) == 1200  # the last four look alike, and may be one picture
+    for (picture, _), frame in zip(pictures, shown, strict=False):
+        assert np.abs(picture.astype(int) - frame[0, 0]).max() <= 1
+    with open_video(tmp_path / "none.gif", player):
+        pass
+    assert not (tmp_path / "none.gif").exists()
+    with (
+        pytest.raises(ValueError, match="50 frames a second at most, got 60.0"),
+        open_video(tmp_path / "out.gif", make_player(frames_per_second=60.0)),
+    ):
+        pass
+
+
 def test_backspace_belongs_to_the_world_that_uses_it():
     vocabulary = ActionVocabulary((Action(name="noop"), Action(name="erase", keys=("backspace",))))
     assert parse_script("backspace", vocabulary).entries[0].keys == ("backspace",)
@@ -516,7 +545,7 @@ def test_the_video_of_a_window_holds_every_frame_that_was_shown(tmp_path):
         (["--headless"], "--headless needs --script"),
         (["--script", "keys.txt"], "go with --headless"),
         (["--headless", "--frames", "0"], "--frames must be 1 or more, got 0"),
-        (["--headless", "--frames", "3", "--save", "out.gif"], "ends in .mp4, got out.gif"),
+        (["--headless", "--frames", "3", "--save", "out.avi"], "ends in .mp4 or .gif, got out.avi"),
         (["--headless", "--script", "nowhere.txt"], "no script .*nowhere.txt"),
     ],
 )

@@ -79,7 +79,7 @@ def play(
     frames: Annotated[
         int | None, Parameter(help="Frames to play when headless; the script's length without it.")
     ] = None,
-    save: Annotated[Path | None, Parameter(help="Write what is shown to an .mp4.")] = None,
+    save: Annotated[Path | None, Parameter(help="Write what is shown to an .mp4 or a .gif.")] = None,
     options: EnvOptions | None = None,
     json: Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout at the end.")] = False,
 ) -> None:
@@ -204,8 +204,8 @@ def _check(
         raise ValueError(f"--frames must be 1 or more, got {frames}")
     if size < 16:
         raise ValueError(f"--size must be 16 pixels or more, got {size}")
-    if save is not None and save.suffix != ".mp4":
-        raise ValueError(f"--save expects a file name that ends in .mp4, got {save}")
+    if save is not None and save.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"--save expects a file name that ends in .mp4 or .gif, got {save}")
 
 
 def _run_headless(player: Player, script: Path | None, frames: int | None, save: Path | None) -> None:

@@ -20,7 +20,7 @@ from farworld.play.keys import REWIND_KEY
 from farworld.play.player import NO_REWIND, Player
 
 if TYPE_CHECKING:
-    from farworld.video import VideoWriter
+    from farworld.video import GifWriter, VideoWriter
 
 NO_DISPLAY = "use --headless --script KEYS.txt --frames N --save out.mp4"
 MEASURED_SECONDS = 2.0  # what the figures in the bar are about
@@ -61,7 +61,7 @@ class Window:
         *,
         size: int = 640,
         frames_per_second: float | None = None,
-        video: VideoWriter | None = None,
+        video: VideoWriter | GifWriter | None = None,
     ) -> None:
         """Open it.
 
