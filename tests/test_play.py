@@ -15,12 +15,12 @@ os.environ["SDL_VIDEODRIVER"] = "dummy"
 import pygame
 
 from farworld.actions import Action, ActionVocabulary
-from farworld.checkpoint import Context
+from farworld.checkpoint import Context, bundled_worlds, config_from_json, resolve
 from farworld.cli import app
 from farworld.play.hud import BAR_HEIGHT
 from farworld.play.keys import Keys
 from farworld.play.player import WorldPlayer, open_player
-from farworld.play.script import Script, parse_script
+from farworld.play.script import Script, parse_script, read_script
 from farworld.play.window import Window
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -497,6 +497,19 @@ def test_a_gif_holds_the_frames_at_their_pace(tmp_path):
         open_video(tmp_path / "out.gif", make_player(frames_per_second=60.0)),
     ):
         pass
+
+
+@pytest.mark.parametrize("name", ["dmlab", "minecraft"])
+def test_the_keys_of_the_gifs_are_those_of_the_bundled_worlds(name):
+    """`make gifs` must also work with the next weights; the ways end where they began, so that the GIF has no seam."""
+    if name not in bundled_worlds():
+        pytest.skip(f"the world {name} is not bundled here")
+    config = config_from_json(json.loads((resolve(name) / "config.json").read_text()))
+    script = read_script(ROOT / "docs" / f"{name}.txt", config.vocabulary)
+    assert 5 <= script.num_frames / config.frames_per_second <= 8
+    steps = sum(bool(entry.keys) for entry in script.per_frame(script.num_frames))
+    assert steps == sum(entry.rewind for entry in script.per_frame(script.num_frames)) > 0
+    assert (ROOT / "docs" / f"{name}.gif").stat().st_size < 1_500_000
 
 
 def test_backspace_belongs_to_the_world_that_uses_it():
