@@ -299,7 +299,7 @@ def test_rewinding_keeps_the_pace_and_stops_at_the_start():
         window.run()
         assert rollout.actions == [] and window.player.num_frames == 0
         assert window._rewind_text == "« 0.1 s, the start" and window.player.num_rewound == 4
-        assert times[-1] - times[0] >= 5.5 / 50
+        assert times[-1] - times[0] >= 5 / 50  # the first may be late, and the second then come at once
         post("r")
         window.handle_events()
         assert not window._rewinding and window.player.news == "from the start"
