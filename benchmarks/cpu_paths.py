@@ -2,7 +2,8 @@
 
     python benchmarks/cpu_paths.py [--ckpt dmlab] [--paths bfloat16 openvino …] [--frames 100] [--threads 1] [--json]
 
-- eager: as worlds are played: float32, weights packed for oneDNN.
+- eager: float32, weights packed for oneDNN.
+- played: the same with the decoder in bfloat16 where the CPU has instructions for it, as worlds are played.
 - unpacked: the same without packing.
 - bfloat16: packed weights and their inputs in bfloat16, the rest in float32; the decoder in bfloat16 throughout.
 - autocast: PyTorch's automatic mixed precision.
@@ -26,8 +27,10 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
+from unittest import mock
 
 import numpy as np
 import torch
@@ -38,16 +41,16 @@ from farworld import checkpoint
 from farworld.bench import commit_of_checkout
 from farworld.checkpoint import World, load_world
 from farworld.console import progress_bar
-from farworld.device import describe_hardware
+from farworld.device import describe_hardware, has_bfloat16
 from farworld.exported import ExportedRun, PurePass, run_by_openvino
 from farworld.models import packed
 from farworld.models.packed import PackedLinear
 from farworld.models.packed_conv import PackedConv
 from farworld.rollout import Rollout
 
-Path = Literal["eager", "unpacked", "bfloat16", "autocast", "int8", "compile", "openvino", "openvino-bf16"]
+Path = Literal["eager", "played", "unpacked", "bfloat16", "autocast", "int8", "compile", "openvino", "openvino-bf16"]
 ALL: tuple[Path, ...] = (
-    "eager", "unpacked", "bfloat16", "autocast", "int8", "compile", "openvino", "openvino-bf16",
+    "eager", "played", "unpacked", "bfloat16", "autocast", "int8", "compile", "openvino", "openvino-bf16",
 )  # fmt: skip
 WARM_UP_FRAMES = 3
 
@@ -65,12 +68,14 @@ def prepare(path: Path, ckpt: str, threads: int) -> World:
     Raises:
         Unavailable: it needs what is not here.
     """
+    if path == "played":
+        return load_world(ckpt)
     if path in ("eager", "bfloat16"):
-        world = load_world(ckpt)
+        world = _load_float32(ckpt)
         if path == "bfloat16":
             _to_bfloat16(world)
         return world
-    world = _load_unpacked(ckpt)
+    world = _load_float32(ckpt, is_packed=False)
     transformer, decoder = world.model.transformer, world.model.autoencoder.decoder
     if path == "autocast":
         for module, name in ((transformer, "run"), (decoder, "forward")):
@@ -87,19 +92,19 @@ def prepare(path: Path, ckpt: str, threads: int) -> World:
     return world
 
 
-def _load_unpacked(ckpt: str) -> World:
-    """A world as it would be without the packed kernels."""
-    found = packed.can_pack, checkpoint.pack_convolutions
-    packed.can_pack, checkpoint.pack_convolutions = lambda: False, lambda *_: None
-    try:
+def _load_float32(ckpt: str, *, is_packed: bool = True) -> World:
+    """A world as it would be on a CPU without instructions for bfloat16, or without the packed kernels."""
+    with ExitStack() as changes:
+        changes.enter_context(mock.patch.object(checkpoint, "has_bfloat16", return_value=False))
+        if not is_packed:
+            changes.enter_context(mock.patch.object(packed, "can_pack", return_value=False))
+            changes.enter_context(mock.patch.object(checkpoint, "pack_convolutions"))
         return load_world(ckpt)
-    finally:
-        packed.can_pack, checkpoint.pack_convolutions = found
 
 
 def _to_bfloat16(world: World) -> None:
     """Packed weights in bfloat16; linear layers still take and give float32."""
-    if not torch.cpu.get_capabilities().get("avx512_bf16") and not torch.cpu.get_capabilities().get("amx_bf16"):
+    if not has_bfloat16(torch.device("cpu")):
         raise Unavailable("this CPU has no instructions for bfloat16, and emulates them slowly")
     for name, module in world.model.transformer.named_modules():
         if isinstance(module, PackedLinear) and name.startswith("blocks"):
@@ -110,7 +115,8 @@ def _to_bfloat16(world: World) -> None:
     decoder = world.model.autoencoder.decoder
     for module in decoder.modules():
         if isinstance(module, PackedConv):
-            module._weight = module._pack(module._weight.to_dense().bfloat16())
+            dense, module._dtype = module._weight.to_dense(), torch.bfloat16
+            module._weight = module._pack(dense)
             module._bias = None if module._bias is None else module._bias.bfloat16()
     decoder.forward = _through_bfloat16(decoder.forward)  # type: ignore[method-assign]
 

@@ -18,10 +18,11 @@ def test_paths_go_on_from_one_context_and_are_compared_with_eager(tiny_world_pat
         raise cpu_paths.Unavailable("not here")
 
     monkeypatch.setattr(cpu_paths, "_to_bfloat16", none)
-    rows = compare(str(tiny_world_path), ("eager", "unpacked", "autocast", "bfloat16"), 5, 1)
-    assert [row["path"] for row in rows] == ["eager", "unpacked", "autocast", "bfloat16"]
-    eager, unpacked, autocast, missing = rows
+    rows = compare(str(tiny_world_path), ("eager", "unpacked", "autocast", "played", "bfloat16"), 5, 1)
+    assert [row["path"] for row in rows] == ["eager", "unpacked", "autocast", "played", "bfloat16"]
+    eager, unpacked, autocast, played, missing = rows
     assert eager["min_psnr"] == 99.0 and unpacked["min_psnr"] > 60  # to rounding of a grey level
+    assert played["min_psnr"] > 48
     assert autocast["min_psnr"] <= autocast["mean_psnr"] < 99.0
     assert min(eager["transformer_cpu_ms"], eager["decoder_cpu_ms"]) > 0
     assert missing == {"path": "bfloat16", "unavailable": "not here"}
