@@ -21,10 +21,8 @@ path that cannot be had is a line that says why.
 
 from __future__ import annotations
 
-import json as json_format
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -34,14 +32,14 @@ from unittest import mock
 
 import numpy as np
 import torch
-from cyclopts import App, CycloptsError, Parameter
+from command import print_rows, publish, run
+from cyclopts import App, Parameter
 from torch import Tensor, nn
 
 from farworld import checkpoint
-from farworld.bench import commit_of_checkout
 from farworld.checkpoint import World, load_world
 from farworld.console import progress_bar
-from farworld.device import describe_hardware, has_bfloat16
+from farworld.device import has_bfloat16
 from farworld.exported import ExportedRun, PurePass, run_by_openvino
 from farworld.models import packed
 from farworld.models.packed import PackedLinear
@@ -241,35 +239,18 @@ def cpu_paths(
             raise ValueError(f"{name} must be 1 or more, got {value}")
     torch.set_num_threads(threads)
     rows = compare(ckpt, tuple(dict.fromkeys(("eager", *paths))), frames + WARM_UP_FRAMES, threads)
-    headings = list(rows[0])
-    print("| " + " | ".join(headings) + " |")
-    print("|" + "---|" * len(headings))
-    for row in rows:
-        cells = [row.get(heading, "") for heading in headings] if "unavailable" not in row else list(row.values())
-        print("| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
-    report = {
-        "ckpt": ckpt,
-        "frames": frames,
-        "measured": "transformer with its cache, and decoder; context full; PSNR of frames against eager ones",
-        "hardware": describe_hardware(torch.device("cpu")),
-        "torch": torch.__version__,
-        "commit": commit_of_checkout(),
-    }
-    print()
-    for heading, fact in report.items():
-        print(f"{heading:<10} {fact}")
-    if json:
-        print(json_format.dumps({**report, "rows": rows}))
-
-
-def main() -> None:
-    """Run the command line; an expected error is one line and exit code 2."""
-    try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except (CycloptsError, OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    print_rows(rows)
+    publish(
+        {
+            "ckpt": ckpt,
+            "frames": frames,
+            "measured": "transformer with its cache, and decoder; context full; PSNR of frames against eager ones",
+        },
+        rows,
+        device=torch.device("cpu"),
+        json=json,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -9,7 +9,7 @@ from test_few_step import script
 
 from farworld.models.packed import can_pack
 
-cpu_paths, peer = script("cpu_paths"), script("peer")
+command, cpu_paths, peer = script("command"), script("cpu_paths"), script("peer")
 compare, psnr = cpu_paths.compare, cpu_paths.psnr
 
 
@@ -62,5 +62,5 @@ def test_our_side_of_the_peers_benchmark_has_a_full_context(tiny_world_path):
 def test_bad_input_is_one_line(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark", "--frames", "0"])
     with pytest.raises(SystemExit) as exit_:
-        module.main()
+        command.run(module.app)
     assert exit_.value.code == 2 and capsys.readouterr().err == "error: --frames must be 1 or more, got 0\n"
