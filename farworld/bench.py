@@ -479,13 +479,8 @@ def describe_arithmetic(rollout: Rollout, frame_ms: float) -> dict[str, Any]:
 def count_frame(rollout: Rollout) -> int:
     """Floating-point operations of a stream's next frame, by a rollout alike that no CUDA graph hides."""
     from farworld.arithmetic import count_flops
-    from farworld.rollout import Rollout
 
-    alike = Rollout(
-        rollout.world, batch_size=rollout.batch_size, timesteps=rollout.timesteps, static=False, dtype=rollout.dtype,
-        context_frames=rollout.context_frames, guidance_scale=rollout.guidance_scale, layout=rollout.layout,
-        context_noise=rollout.context_noise, sink_frames=rollout.sink_frames,
-    )  # fmt: skip
+    alike = rollout.alike()
     alike.restore(rollout.snapshot())
     return count_flops(lambda: alike.step(0)) // rollout.batch_size
 

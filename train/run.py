@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from farworld.console import progress_bar
+from farworld.device import has_bfloat16
 from farworld.lock import lock_folder
 from farworld.train.config import TrainConfig, from_json, to_json
 from farworld.train.log import open_log
@@ -229,12 +230,8 @@ def autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractCo
 
 
 def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether matrices are multiplied in bfloat16; without hardware for it a CPU is slower that way."""
-    if config.precision != "auto":
-        return config.precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    """Whether matrices are multiplied in bfloat16."""
+    return has_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"
 
 
 @contextlib.contextmanager
