@@ -487,13 +487,16 @@ class Rollout:
         """
         self._check_primed()
         actions = self._check_actions(action, (self.batch_size,))
-        if self.world.config.frame_action == "label" and self.frame_index == 0:
-            self._actions[0] = actions
-        if not self._heeds_following():
-            return actions
         if self._actions:
-            self._actions[-1] = actions
-        return torch.full_like(actions, self.world.config.model.null_action)
+            self._actions[-1] = torch.where(self._waits_for_action(), actions, self._actions[-1])
+        return torch.full_like(actions, self.world.config.model.null_action) if self._heeds_following() else actions
+
+    def _waits_for_action(self) -> Tensor:
+        """Of which streams the newest frame's condition is the action that comes next, (R,), bool."""
+        is_first = self._own([self.frame_index])[:, 0] == 0
+        if self.world.config.frame_action == "label":
+            return is_first
+        return torch.full_like(is_first, self._heeds_following())
 
     def _remember(self, latents: Tensor, actions: Tensor) -> None:
         """Make these latents the newest frame."""
@@ -545,6 +548,8 @@ class Rollout:
             self._latents[-age][stream] = single._latents[-age][0] if has_it else 0
             self._actions[-age][stream] = single._actions[-age][0] if has_it else null[0]
         self._coarse_end = max(self._first_frame, self.frame_index + 1 - self.world.config.model.window + 1)
+        if self._waits_for_action().any():  # the newest frame was settled without its action
+            self._fine_end, self._coarse_end = self.frame_index, min(self._coarse_end, self.frame_index)
         if self._rewrites_window:
             self._fine_end = self._first_frame  # the window may begin elsewhere now
 

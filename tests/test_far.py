@@ -317,6 +317,9 @@ RESETS = {
     "anchored, ALiBi, guided": ({"positions": Positions.alibi(), "layout": "anchored"}, {"guidance_scale": 1.5}),
     "sliding, noised context": ({"copy_gate": True}, {"context_noise": 0.2}),
     "anchored, following": ({"layout": "anchored", "frame_action": "following"}, {}),
+    "sliding, following": ({"frame_action": "following", "copy_gate": True}, {}),
+    "following, a window of the frame itself": ({"frame_action": "following", "short_term_frames": 1}, {}),
+    "sliding, a label": ({"frame_action": "label"}, {}),
 }
 
 
@@ -352,6 +355,20 @@ def test_streams_that_begin_anew_go_on_as_rollouts_of_their_own(kind):
     for step in range(12, 16):
         latents = streams.step_latents(torch.tensor([step % 3, (step + 1) % 3, 2]))
         torch.testing.assert_close(latents, expected[step], atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["sliding", "anchored"])
+def test_streams_of_one_frame_still_take_their_label_when_another_begins_anew(layout):
+    """The first frame has the label of the first step, which it was settled without."""
+    world = tiny_world(layout=layout, frame_action="label")
+    frames, actions = clip(4, batch=2)
+    streams, single = Rollout(world, batch_size=2), Rollout(world)
+    streams.prime(frames[:, :1], actions[:, :0], seed=[5, 6])
+    single.prime(frames[:1, :1], actions[:1, :0], seed=5)
+    streams.reset_stream(1, frames[1], actions[1, :3], seed=7)
+    for _ in range(WINDOW + 2):
+        expected = single.step_latents(2)
+        torch.testing.assert_close(streams.step_latents(2)[:1], expected, atol=5e-6, rtol=1e-5)
 
 
 def test_a_stream_that_went_wrong_begins_anew_and_leaves_the_others_alone(world):
