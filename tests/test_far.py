@@ -5,6 +5,7 @@ import dataclasses
 import io
 import weakref
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -659,6 +660,23 @@ def test_a_snapshot_of_a_rollout_with_other_settings_is_refused(world, other):
         Rollout(world, **other).restore(rollout.snapshot())
 
 
+def test_a_snapshot_from_before_the_first_frame_still_wants_a_context(world):
+    rollout = Rollout(world)
+    rollout.restore(rollout.snapshot())
+    with pytest.raises(ValueError, match="prime"):
+        rollout.step(0)
+
+
+def test_seeds_of_streams_may_be_an_array(world):
+    frames, actions = clip(3)
+    latents = []
+    for seed in ([5, 6], np.array([5, 6])):
+        rollout = Rollout(world, batch_size=2)
+        rollout.prime(frames, actions[:, :2], seed=seed)
+        latents.append(rollout.step_latents(1))
+    assert torch.equal(*latents)
+
+
 def test_priming_forgets_a_stream_that_went_wrong(world):
     """Masked keys still count zero times, which a NaN survives."""
     frames, actions = clip(5, batch=1)
@@ -686,6 +704,11 @@ def test_misuse_is_said_in_one_line(world):
         Rollout(world, context_frames=2)
     with pytest.raises(ValueError, match="at least 1"):
         Rollout(world, num_steps=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        Rollout(world, batch_size=0)
+    for scale in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="guidance_scale must not be negative"):
+            Rollout(world, guidance_scale=scale)
     with pytest.raises(ValueError, match="uint8"):
         Rollout(world).prime(torch.zeros(1, 2, 8, 8, 3), torch.zeros(1, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match="must divide"):
