@@ -64,7 +64,8 @@ app.command("farworld.bench:bench", name="bench", help="Measure speed end to end
 def _is_out_of_memory(error: BaseException) -> bool:
     """Also of a GPU; known by its name, since torch takes seconds to import."""
     kinds = [(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__]
-    return isinstance(error, MemoryError) or ("torch", "OutOfMemoryError") in kinds
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or ("torch", "OutOfMemoryError") in kinds or on_cpu
 
 
 def _complain(message: str) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -61,8 +62,10 @@ class Settings:
             raise ValueError(
                 f"the context must be at least the short-term window of {window} frames, got {self.context_frames}"
             )
-        if self.guidance_scale < 0.0:
-            raise ValueError(f"guidance_scale must not be negative (1.0 is off), got {self.guidance_scale}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not 0.0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale must not be negative (1.0 is off) or endless, got {self.guidance_scale}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"the layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if not self.model.causal:
@@ -194,8 +197,8 @@ class Rollout:
                 frame then takes a minute.
 
         Raises:
-            ValueError: num_steps below 1, timesteps that don't fall from 1 to 0 or beside num_steps, a context
-                shorter than the short-term window, negative guidance, an unknown layout, a noise level outside
+            ValueError: batch_size or num_steps below 1, timesteps that don't fall from 1 to 0 or beside num_steps, a
+                context shorter than the short-term window, negative guidance, an unknown layout, a noise level outside
                 [0, 1), sinks that do not fit, a world packed for float32 in another dtype, or a model that isn't
                 causal.
         """
@@ -290,7 +293,7 @@ class Rollout:
 
     @torch.inference_mode()
     def prime(
-        self, frames: np.ndarray | Tensor, actions: np.ndarray | Tensor, *, seed: int | Sequence[int] = 0
+        self, frames: np.ndarray | Tensor, actions: np.ndarray | Tensor, *, seed: int | Sequence[int] | np.ndarray = 0
     ) -> None:
         """Forget everything and start from a context.
 
@@ -310,7 +313,9 @@ class Rollout:
         self.prime_latents(latents, self.world.config.conditions(actions), seed=seed)
 
     @torch.inference_mode()
-    def prime_latents(self, latents: Tensor, produced_by: Tensor, *, seed: int | Sequence[int] = 0) -> None:
+    def prime_latents(
+        self, latents: Tensor, produced_by: Tensor, *, seed: int | Sequence[int] | np.ndarray = 0
+    ) -> None:
         """`prime` without the encoder, and with an action for the first frame.
 
         Args:
@@ -327,7 +332,7 @@ class Rollout:
             raise ValueError(
                 f"expected the actions that produced {tuple(latents.shape[:2])} frames, got {tuple(produced_by.shape)}"
             )
-        if isinstance(seed, Sequence):
+        if isinstance(seed, Sequence | np.ndarray):
             keys = [(int(each), 0) for each in seed]
         else:
             keys = [(int(seed), stream) for stream in range(self.batch_size)]
@@ -471,7 +476,7 @@ class Rollout:
         self.frame_index, self._begun = snapshot.frame_index, snapshot.begun
         self._noise_keys = snapshot.noise_keys
         self._fine_end, self._coarse_end = snapshot.fine_end, snapshot.coarse_end
-        self._primed = True
+        self._primed = bool(snapshot.noise_keys)
 
     def _check_actions(self, actions: int | np.ndarray | Tensor, shape: tuple[int, ...]) -> Tensor:
         """Actions as (B, …) int64 on the CPU, or ValueError naming the range."""
@@ -501,13 +506,16 @@ class Rollout:
         """
         self._check_primed()
         actions = self._check_actions(action, (self.batch_size,))
-        if self.world.config.frame_action == "label" and self.frame_index == 0:
-            self._actions[0] = actions
-        if not self._heeds_following():
-            return actions
         if self._actions:
-            self._actions[-1] = actions
-        return torch.full_like(actions, self.world.config.model.null_action)
+            self._actions[-1] = torch.where(self._waits_for_action(), actions, self._actions[-1])
+        return torch.full_like(actions, self.world.config.model.null_action) if self._heeds_following() else actions
+
+    def _waits_for_action(self) -> Tensor:
+        """Of which streams the newest frame's condition is the action that comes next, (R,), bool."""
+        is_first = self._own([self.frame_index])[:, 0] == 0
+        if self.world.config.frame_action == "label":
+            return is_first
+        return torch.full_like(is_first, self._heeds_following())
 
     def _remember(self, latents: Tensor, actions: Tensor) -> None:
         """Make these latents the newest frame."""
@@ -559,6 +567,8 @@ class Rollout:
             self._latents[-age][stream] = single._latents[-age][0] if has_it else 0
             self._actions[-age][stream] = single._actions[-age][0] if has_it else null[0]
         self._coarse_end = max(self._first_frame, self.frame_index + 1 - self.world.config.model.window + 1)
+        if self._waits_for_action().any():  # the newest frame was settled without its action
+            self._fine_end, self._coarse_end = self.frame_index, min(self._coarse_end, self.frame_index)
         if self._rewrites_window:
             self._fine_end = self._first_frame  # the window may begin elsewhere now
 

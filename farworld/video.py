@@ -56,6 +56,7 @@ class VideoWriter:
         self._closed = False
         if isinstance(path, (str, os.PathLike)):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_bytes(b"")  # raises with the name of what cannot be written; av would come later, without
             self._container = av.open(os.fspath(path), "w")
         else:
             self._container = av.open(path, "w", format="mp4")

@@ -398,6 +398,15 @@ def test_a_wrong_line_of_a_script_is_named(text, complaint):
         parse_script(text, VOCABULARY)
 
 
+def test_a_script_of_a_windows_editor_is_read(tmp_path):
+    """It begins with a byte order mark."""
+    (tmp_path / "keys.txt").write_text("up x2\n", encoding="utf-8-sig")
+    assert read_script(tmp_path / "keys.txt", VOCABULARY) == parse_script("up x2", VOCABULARY)
+    (tmp_path / "keys.txt").write_text("up x2\n", encoding="utf-16")
+    with pytest.raises(ValueError, match="no text file in UTF-8"):
+        read_script(tmp_path / "keys.txt", VOCABULARY)
+
+
 def test_an_empty_script_lasts_no_frames():
     assert parse_script("# nothing\n", VOCABULARY) == Script()
 
@@ -560,6 +569,7 @@ def test_the_video_of_a_window_holds_every_frame_that_was_shown(tmp_path):
         (["--headless", "--frames", "0"], "--frames must be 1 or more, got 0"),
         (["--headless", "--frames", "3", "--save", "out.avi"], "ends in .mp4 or .gif, got out.avi"),
         (["--headless", "--script", "nowhere.txt"], "no script .*nowhere.txt"),
+        (["--headless", "--frames", "1", "--guidance", "nan"], "guidance_scale must not be negative"),
     ],
 )
 def test_a_wrong_option_is_an_error_that_says_what_to_do(tiny_world_path, arguments, complaint):

@@ -258,6 +258,7 @@ def test_on_quitting_it_says_what_was_written_and_how_to_look_at_it(tmp_path, ca
         (("--ckpt", "dmlab", "--frame-size", "32"), "--frame-size goes with --env"),
         (("--env", "moze"), "unknown environment 'moze'.*maze, voxel.*did you mean maze?"),
         (("--env", TINY, "--start", "-1"), "start must be 0 or more, got -1"),
+        (("--env", TINY, "--seed", "-1"), "seed must be 0 or more, got -1"),
         (("--env", TINY, "--frame-size", "40"), "multiple of 16, got 40"),
         (("--env", TINY, "--env-arg", "takes=text"), "expected actions of Discrete, MultiDiscrete"),
         (("--ckpt", "dmlab", "--env-arg", "takes=box"), "--env-arg goes with --env"),

@@ -104,7 +104,7 @@ def read_script(path: Path, vocabulary: ActionVocabulary) -> Script:
     if not path.is_file():
         raise FileNotFoundError(f"there is no script {path.absolute()}; it is a text file with lines such as: up x10")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin with a byte order mark
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text file: {error}") from error
+        raise ValueError(f"{path} is no text file in UTF-8: {error}") from error
     return parse_script(text, vocabulary, str(path))
