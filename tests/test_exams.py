@@ -104,6 +104,22 @@ def test_a_short_memory_holds_no_circle_but_the_window():
     assert revisit.short_memory_frames(maze(turn_degrees=45.0), 4) == 7
 
 
+def test_a_short_memory_is_shown_no_more_than_it_holds():
+    """Primed with the whole circle it knew some of it: coarse tokens carry on what those before them saw."""
+    shown = []
+
+    class Watcher(Frozen):
+        def prime(self, frames, actions, *, seed=0):
+            super().prime(frames, actions)
+            shown.append((frames, actions))
+
+    env = maze()
+    revisit.revisit(Watcher(), env, streams=1, short_memory=Watcher(), short_frames=5, steps_out=(0, 3))
+    assert [(frames.shape[1], actions.shape[1]) for frames, actions in shown] == [(19, 18), (5, 4), (22, 21), (5, 4)]
+    for (frames, actions), (last_frames, last_actions) in zip(shown[::2], shown[1::2], strict=True):
+        assert (last_frames == frames[:, -5:]).all() and (last_actions == actions[:, -4:]).all()
+
+
 # drift
 
 

@@ -130,12 +130,12 @@ def revisit(
         from farworld.train.exams.revisit import num_frames, revisit, short_memory_frames
 
         env, window = candidate.env, candidate.world.config.model.short_term_frames
-        short = candidate.rollout(streams, short_memory_frames(env, window))
+        short = short_memory_frames(env, window)
         total = 2 * streams * num_frames(env, steps_out)
         with progress_bar("revisit", total, unit="frames") as advance:
             return revisit(
-                candidate.rollout(streams), env, streams=streams, short_memory=short, steps_out=steps_out,
-                noise_seed=options.seed, advance=advance,
+                candidate.rollout(streams), env, streams=streams, short_memory=candidate.rollout(streams, short),
+                short_frames=short, steps_out=steps_out, noise_seed=options.seed, advance=advance,
             )  # fmt: skip
 
     _examine(options, env_options, exam)
