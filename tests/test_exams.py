@@ -133,6 +133,7 @@ def drifting():
         "fading": Fading(Truth(maze), 60),
         "noise": Noise(),
         "blur": Forgetful(Truth(maze)),
+        "frozen": Frozen(),
     }
     return {name: drift.drift(predictor, env, **options) for name, predictor in predictors.items()}
 
@@ -146,6 +147,18 @@ def test_the_truth_outlives_what_fades_and_noise_never_lived(drifting):
     assert life["blur"] < life["truth"]
     inside = {name: result.report["summary"]["inside"] for name, result in drifting.items()}
     assert inside["noise"] == 0 < inside["fading"] < inside["truth"] - 0.2
+
+
+def test_a_dream_that_has_stopped_is_dead_while_its_keys_turn_and_not_while_they_idle(drifting):
+    """A true picture, held, has the statistics of true pictures for ever; what it lacks is motion."""
+    report = drifting["frozen"].report
+    assert report["summary"]["turn_lifetime_median"] == 0
+    motion = {row["script"]: row for row in report["table"] if row["statistic"] == "motion"}
+    assert motion["turn"]["lifetime_median"] == 0 < motion["turn"]["band_low"]
+    assert motion["idle"]["lifetime_median"] == 120 and motion["idle"]["band_low"] == 0
+    assert motion["turn"]["true_lifetime_median"] == 120
+    (low, high) = drift.bands({"motion": np.arange(101.0)})["motion"]
+    assert (low, high) == (pytest.approx(5 - 0.25 * 90), 255)  # decoders flicker where the world stands still
 
 
 def test_what_the_exam_says_of_the_truth_does_not_depend_on_the_predictor(drifting):
