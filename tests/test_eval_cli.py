@@ -124,6 +124,9 @@ def test_one_step_prints_its_scores_as_ever(run):
         ((*SHORT, "--remember", "0"), "--remember must be 1 or more, got 0"),
         ((*SHORT, "--videos", "-1"), "--videos must not be negative"),
         ((*SHORT, "--steps", "0"), "--steps must be 1 or more, got 0"),
+        (("--one-step", "--seeds", "3"), "--one-step dreams nothing on, so that --seeds says nothing"),
+        (("--one-step", "--guidance", "1.5"), "--one-step dreams nothing on, so that --guidance says nothing"),
+        (("--one-step", "--steps", "1", "--context", "8"), "so that --context says nothing; leave one of them out"),
     ],
 )
 def test_bad_input_is_one_line(run, arguments, complaint):

@@ -120,6 +120,13 @@ def evaluate(
     chosen_steps = list(dict.fromkeys(wanted))
     if one_step and len(chosen_steps) > 1:
         raise ValueError("--one-step takes one number of --steps")
+    of_dreams = {
+        "context": context != 144, "predict": predict != 156, "seeds": seeds != 1, "trajectories": trajectories != 1,
+        "i3d": i3d, "remember": remember, "guidance": guidance != 1.0, "layout": layout, "keep": keep,
+    }  # fmt: skip
+    if one_step and any(of_dreams.values()):
+        unheeded = next(name for name, given in of_dreams.items() if given)
+        raise ValueError(f"--one-step dreams nothing on, so that --{unheeded} says nothing; leave one of them out")
 
     from farworld.console import print_json, stdout_to_stderr
     from farworld.train.prediction import PredictionTask
