@@ -335,6 +335,16 @@ def test_a_world_in_which_holes_heal_sides_with_the_unedited_one():
     assert summary["remembered"] == 0
 
 
+def test_a_dream_that_never_looks_away_remembers_nothing():
+    """The last true frame, held, is the very picture that is asked for: it was a perfect memory."""
+    env = voxel()
+    frozen = check_report(dig.dig(Frozen(), env, streams=2, look_away=(1, 2)))["summary"]
+    assert frozen["looked_away"] == frozen["remembered"] == frozen["sides_with_edited"] == 0
+    assert frozen["psnr_to_edited"] == 100
+    truth = check_report(dig.dig(Truth(voxel), env, streams=2, look_away=(1, 2)))["summary"]
+    assert truth["looked_away"] == truth["remembered"] == truth["sides_with_edited"] == 1
+
+
 def test_a_world_without_blocks_is_not_examined_in_digging():
     with pytest.raises(ValueError, match="needs an action dig or place; this world has noop, forward"):
         dig.dig(Frozen(), maze(), streams=1)
