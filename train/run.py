@@ -165,9 +165,14 @@ class TrainState:
             index: {name: own_part(tensor, parameters[index]) for name, tensor in values.items()}
             for index, values in state["optimizer"]["state"].items()
         }
-        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
+        self.optimizer.load_state_dict(with_own_settings(self.optimizer, {"state": moments}))
         if self.average:
             self.average.load_state_dict(own_parts(state["average"], self.average.state_dict()))
+
+
+def with_own_settings(optimizer: torch.optim.Optimizer, stored: dict) -> dict:
+    """What an optimizer has kept, beside the settings of this one, which are the config's and may be other ones now."""
+    return {**stored, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
@@ -299,7 +304,6 @@ def fit(
         KeyboardInterrupt: Ctrl-C, after the step in progress and its checkpoint.
     """
     config, ranks = run.config, run.ranks
-    # The config's rates, taken before a checkpoint brings those of an earlier sitting.
     rates = [group["lr"] for group in state.optimizer.param_groups]
     stored = run.load_checkpoint(stage)
     if stored is not None:
