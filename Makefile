@@ -4,13 +4,19 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 STAMP = $(VENV)/.installed
 
-.PHONY: play test engines lint clean
+.PHONY: play test gifs engines lint clean
 
 play: $(STAMP)
 	$(BIN)/farworld play --ckpt minecraft
 
 test: $(STAMP)
 	$(BIN)/python -m pytest
+
+# The pictures of the README, made anew when the bundled worlds are; docs/WORLD.txt says which keys are pressed.
+gifs: $(STAMP)
+	for world in dmlab minecraft; do \
+		$(BIN)/farworld play --ckpt $$world --headless --script docs/$$world.txt --save docs/$$world.gif || exit; \
+	done
 
 # Real engines and OpenVINO, which the tests use where they are installed; what they need of the system is in .ci/run.
 engines: $(STAMP)

@@ -2,7 +2,8 @@
 
     python benchmarks/cpu_paths.py [--ckpt dmlab] [--paths bfloat16 openvino …] [--frames 100] [--threads 1] [--json]
 
-- eager: as worlds are played: float32, weights packed for oneDNN.
+- eager: float32, weights packed for oneDNN.
+- played: the same with the decoder in bfloat16 where the CPU has instructions for it, as worlds are played.
 - unpacked: the same without packing.
 - bfloat16: packed weights and their inputs in bfloat16, the rest in float32; the decoder in bfloat16 throughout.
 - autocast: PyTorch's automatic mixed precision.
@@ -20,34 +21,34 @@ path that cannot be had is a line that says why.
 
 from __future__ import annotations
 
-import json as json_format
 import shutil
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
+from unittest import mock
 
 import numpy as np
 import torch
-from cyclopts import App, CycloptsError, Parameter
+from command import print_rows, publish, run
+from cyclopts import App, Parameter
 from torch import Tensor, nn
 
 from farworld import checkpoint
-from farworld.bench import commit_of_checkout
 from farworld.checkpoint import World, load_world
 from farworld.console import progress_bar
-from farworld.device import describe_hardware
+from farworld.device import has_bfloat16
 from farworld.exported import ExportedRun, PurePass, run_by_openvino
 from farworld.models import packed
 from farworld.models.packed import PackedLinear
 from farworld.models.packed_conv import PackedConv
 from farworld.rollout import Rollout
 
-Path = Literal["eager", "unpacked", "bfloat16", "autocast", "int8", "compile", "openvino", "openvino-bf16"]
+Path = Literal["eager", "played", "unpacked", "bfloat16", "autocast", "int8", "compile", "openvino", "openvino-bf16"]
 ALL: tuple[Path, ...] = (
-    "eager", "unpacked", "bfloat16", "autocast", "int8", "compile", "openvino", "openvino-bf16",
+    "eager", "played", "unpacked", "bfloat16", "autocast", "int8", "compile", "openvino", "openvino-bf16",
 )  # fmt: skip
 WARM_UP_FRAMES = 3
 
@@ -65,12 +66,14 @@ def prepare(path: Path, ckpt: str, threads: int) -> World:
     Raises:
         Unavailable: it needs what is not here.
     """
+    if path == "played":
+        return load_world(ckpt)
     if path in ("eager", "bfloat16"):
-        world = load_world(ckpt)
+        world = _load_float32(ckpt)
         if path == "bfloat16":
             _to_bfloat16(world)
         return world
-    world = _load_unpacked(ckpt)
+    world = _load_float32(ckpt, is_packed=False)
     transformer, decoder = world.model.transformer, world.model.autoencoder.decoder
     if path == "autocast":
         for module, name in ((transformer, "run"), (decoder, "forward")):
@@ -87,19 +90,19 @@ def prepare(path: Path, ckpt: str, threads: int) -> World:
     return world
 
 
-def _load_unpacked(ckpt: str) -> World:
-    """A world as it would be without the packed kernels."""
-    found = packed.can_pack, checkpoint.pack_convolutions
-    packed.can_pack, checkpoint.pack_convolutions = lambda: False, lambda *_: None
-    try:
+def _load_float32(ckpt: str, *, is_packed: bool = True) -> World:
+    """A world as it would be on a CPU without instructions for bfloat16, or without the packed kernels."""
+    with ExitStack() as changes:
+        changes.enter_context(mock.patch.object(checkpoint, "has_bfloat16", return_value=False))
+        if not is_packed:
+            changes.enter_context(mock.patch.object(packed, "can_pack", return_value=False))
+            changes.enter_context(mock.patch.object(checkpoint, "pack_convolutions"))
         return load_world(ckpt)
-    finally:
-        packed.can_pack, checkpoint.pack_convolutions = found
 
 
 def _to_bfloat16(world: World) -> None:
     """Packed weights in bfloat16; linear layers still take and give float32."""
-    if not torch.cpu.get_capabilities().get("avx512_bf16") and not torch.cpu.get_capabilities().get("amx_bf16"):
+    if not has_bfloat16(torch.device("cpu")):
         raise Unavailable("this CPU has no instructions for bfloat16, and emulates them slowly")
     for name, module in world.model.transformer.named_modules():
         if isinstance(module, PackedLinear) and name.startswith("blocks"):
@@ -110,7 +113,8 @@ def _to_bfloat16(world: World) -> None:
     decoder = world.model.autoencoder.decoder
     for module in decoder.modules():
         if isinstance(module, PackedConv):
-            module._weight = module._pack(module._weight.to_dense().bfloat16())
+            dense, module._dtype = module._weight.to_dense(), torch.bfloat16
+            module._weight = module._pack(dense)
             module._bias = None if module._bias is None else module._bias.bfloat16()
     decoder.forward = _through_bfloat16(decoder.forward)  # type: ignore[method-assign]
 
@@ -235,35 +239,18 @@ def cpu_paths(
             raise ValueError(f"{name} must be 1 or more, got {value}")
     torch.set_num_threads(threads)
     rows = compare(ckpt, tuple(dict.fromkeys(("eager", *paths))), frames + WARM_UP_FRAMES, threads)
-    headings = list(rows[0])
-    print("| " + " | ".join(headings) + " |")
-    print("|" + "---|" * len(headings))
-    for row in rows:
-        cells = [row.get(heading, "") for heading in headings] if "unavailable" not in row else list(row.values())
-        print("| " + " | ".join("" if cell is None else str(cell) for cell in cells) + " |")
-    report = {
-        "ckpt": ckpt,
-        "frames": frames,
-        "measured": "transformer with its cache, and decoder; context full; PSNR of frames against eager ones",
-        "hardware": describe_hardware(torch.device("cpu")),
-        "torch": torch.__version__,
-        "commit": commit_of_checkout(),
-    }
-    print()
-    for heading, fact in report.items():
-        print(f"{heading:<10} {fact}")
-    if json:
-        print(json_format.dumps({**report, "rows": rows}))
-
-
-def main() -> None:
-    """Run the command line; an expected error is one line and exit code 2."""
-    try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except (CycloptsError, OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    print_rows(rows)
+    publish(
+        {
+            "ckpt": ckpt,
+            "frames": frames,
+            "measured": "transformer with its cache, and decoder; context full; PSNR of frames against eager ones",
+        },
+        rows,
+        device=torch.device("cpu"),
+        json=json,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -17,22 +17,19 @@ the rollout are compared with the true frames of the same span:
 
 from __future__ import annotations
 
-import json as json_format
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from cyclopts import App, CycloptsError, Parameter
+from command import publish, run
+from cyclopts import App, Parameter
 from few_step import START_FRAMES
 from torch import Tensor
 
-from farworld.bench import commit_of_checkout
 from farworld.checkpoint import load_world
 from farworld.console import progress_bar
 from farworld.dataset import Dataset
-from farworld.device import describe_hardware
 from farworld.rollout import Rollout
 from farworld.train.evaluate import check_fit, psnr
 from farworld.train.exams.drift import frame_statistics, gradient
@@ -122,25 +119,13 @@ def drift(
             f"| {row['frames']} | {row['world']} | {level} | {row['mean']:.1f} | {row['std']:.1f} "
             f"| {row['sharpness']:.2f} | {row['round_trip']:.2f} | {row['psnr']:.2f} |"
         )
-    report = {
-        "episodes": len(chosen), "steps": {name: world.config.num_steps for name, world in loaded.items()},
-        "hardware": describe_hardware(first_world.device), "torch": torch.__version__, "commit": commit_of_checkout(),
-    }  # fmt: skip
-    print()
-    for heading, fact in report.items():
-        print(f"{heading:<9} {fact}")
-    if json:
-        print(json_format.dumps({**report, "rows": rows}))
-
-
-def main() -> None:
-    """Run the command line; an expected error is one line and exit code 2."""
-    try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except (CycloptsError, ValueError, FileNotFoundError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    publish(
+        {"episodes": len(chosen), "steps": {name: world.config.num_steps for name, world in loaded.items()}},
+        rows,
+        device=first_world.device,
+        json=json,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -28,7 +28,6 @@ Scores, over the frames that differ from the one before:
 
 from __future__ import annotations
 
-import json as json_format
 import resource
 import subprocess
 import sys
@@ -38,14 +37,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from cyclopts import App, CycloptsError, Parameter
+from command import publish, run
+from cyclopts import App, Parameter
 from torch import Tensor
 
-from farworld.bench import commit_of_checkout
 from farworld.checkpoint import load_world
 from farworld.console import progress_bar
 from farworld.dataset import Dataset
-from farworld.device import choose_device, describe_hardware
+from farworld.device import choose_device
 from farworld.rollout import Rollout
 from farworld.train.config import PRESETS, TrainConfig, override
 from farworld.train.evaluate import check_fit, psnr
@@ -349,27 +348,21 @@ def few_step(
     if length < START_FRAMES + frames:
         raise ValueError(f"held-out episodes must have {START_FRAMES + frames} frames or more, found {length}")
     rows = measure(loaded, dataset, held_out, steps=steps, many=many, seeds=seeds, num_frames=frames, length=length)
-    report = {
-        "episodes": len(held_out), "seeds": seeds, "rollout_frames": frames, "many": many,
-        "training": facts, "parameters": {name: world.num_parameters for name, world in loaded.items()},
-        "hardware": describe_hardware(device), "torch": torch.__version__, "commit": commit_of_checkout(),
-    }  # fmt: skip
     print_table(rows)
-    print()
-    for heading, fact in report.items():
-        print(f"{heading:<14} {fact}")
-    if json:
-        print(json_format.dumps({**report, "rows": rows}))
-
-
-def main() -> None:
-    """Run the command line; an expected error is one line and exit code 2."""
-    try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except (CycloptsError, ValueError, FileNotFoundError, subprocess.CalledProcessError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    publish(
+        {
+            "episodes": len(held_out),
+            "seeds": seeds,
+            "rollout_frames": frames,
+            "many": many,
+            "training": facts,
+            "parameters": {name: world.num_parameters for name, world in loaded.items()},
+        },
+        rows,
+        device=device,
+        json=json,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run(app)

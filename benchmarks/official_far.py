@@ -25,9 +25,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json as json_format
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -35,14 +33,13 @@ from typing import Annotated, Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
-from cyclopts import App, CycloptsError, Parameter
+from command import publish, run
+from cyclopts import App, Parameter
 from einops import rearrange
 from torch import Tensor, nn
 
 from farworld.actions import Action, ActionVocabulary
-from farworld.bench import commit_of_checkout
 from farworld.console import progress_bar
-from farworld.device import describe_hardware
 from farworld.models import flow
 from farworld.models.attention import rope_table, rotate
 from farworld.models.autoencoder import AutoencoderConfig
@@ -491,32 +488,20 @@ def official_far(
                         advance()
                     else:
                         rows.append(row)
-    report = {
-        "parameters": sum(parameter.numel() for parameter in world.transformer.parameters()),
-        "dtype": str(world.transformer.velocity_head.weight.dtype).removeprefix("torch."),
-        "frames": frames,
-        "packed": packed,
-        "measured": "transformer, all Euler steps; no decoder",
-        "hardware": describe_hardware(world.device),
-        "torch": torch.__version__,
-        "commit": commit_of_checkout(),
-    }
     print_table(rows)
-    print()
-    for heading, fact in report.items():
-        print(f"{heading:<12} {fact}")
-    if json:
-        print(json_format.dumps({**report, "rows": rows}))
-
-
-def main() -> None:
-    """Run the command line; an expected error is one line and exit code 2."""
-    try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except (CycloptsError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    publish(
+        {
+            "parameters": sum(parameter.numel() for parameter in world.transformer.parameters()),
+            "dtype": str(world.transformer.velocity_head.weight.dtype).removeprefix("torch."),
+            "frames": frames,
+            "packed": packed,
+            "measured": "transformer, all Euler steps; no decoder",
+        },
+        rows,
+        device=world.device,
+        json=json,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -16,22 +16,19 @@ largest differences of their losses and gradients are printed. They take turns, 
 from __future__ import annotations
 
 import copy
-import json as json_format
 import statistics
-import sys
 import time
 from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
-from cyclopts import App, CycloptsError, Parameter
+from command import publish, run
+from cyclopts import App, Parameter
 from einops import rearrange
 from official_far import FAR_B_LONG, SEVERAL, OfficialSchedule, random_world
 from torch import Tensor
 
-from farworld.bench import commit_of_checkout
 from farworld.console import progress_bar
-from farworld.device import describe_hardware
 from farworld.models import flow
 from farworld.models.far import CLEAN_LONG_TERM, CLEAN_SHORT_TERM, FAR, TIMESTEP_SCALE, Block
 from farworld.train.world import velocity_loss
@@ -196,28 +193,8 @@ def official_train(
             f"| {row['ours_s']:.2f} ({row['ours_min_s']:.2f}) | {row['speed_up']:.2f} | {row['clips_per_second']:.3f} "
             f"| {row['loss_difference']:.1e}, {row['gradient_difference']:.1e} |"
         )
-    report = {
-        "frames": frames,
-        "batch_size": batch_size,
-        "hardware": describe_hardware(torch.device("cpu")),
-        "torch": torch.__version__,
-        "commit": commit_of_checkout(),
-    }
-    print()
-    for heading, fact in report.items():
-        print(f"{heading:<12} {fact}")
-    if json:
-        print(json_format.dumps({**report, "rows": rows}))
-
-
-def main() -> None:
-    """Run the command line; an expected error is one line and exit code 2."""
-    try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except (CycloptsError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    publish({"frames": frames, "batch_size": batch_size}, rows, device=torch.device("cpu"), json=json)
 
 
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -13,9 +13,7 @@ figures say what a frame costs, not how good it is.
 
 from __future__ import annotations
 
-import json as json_format
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from importlib import metadata
@@ -23,13 +21,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from cyclopts import App, CycloptsError, Parameter
+from command import print_rows, publish, run
+from cyclopts import App, Parameter
 
 from farworld.arithmetic import count_flops
-from farworld.bench import commit_of_checkout
 from farworld.checkpoint import load_world
 from farworld.console import progress_bar
-from farworld.device import describe_hardware
 from farworld.rollout import Rollout
 
 Size = Literal["small", "medium", "large"]
@@ -173,32 +170,14 @@ def peer(
         torch.set_num_threads(threads)
     subjects: list[Diamond | Ours] = [Diamond(size) for size in dict.fromkeys(sizes)]
     rows = compare([*subjects, Ours(ckpt)], frames)
-    print("| " + " | ".join(rows[0]) + " |")
-    print("|" + "---|" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(str(value) for value in row.values()) + " |")
-    report = {
-        "frames": frames,
-        "measured": "one frame to pixels; nothing is drawn",
-        "hardware": describe_hardware(torch.device("cpu")),
-        "torch": torch.__version__,
-        "commit": commit_of_checkout(),
-    }
-    print()
-    for heading, fact in report.items():
-        print(f"{heading:<10} {fact}")
-    if json:
-        print(json_format.dumps({**report, "rows": rows}))
-
-
-def main() -> None:
-    """Run the command line; an expected error is one line and exit code 2."""
-    try:
-        app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except (CycloptsError, ImportError, OSError, ValueError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+    print_rows(rows)
+    publish(
+        {"frames": frames, "measured": "one frame to pixels; nothing is drawn"},
+        rows,
+        device=torch.device("cpu"),
+        json=json,
+    )
 
 
 if __name__ == "__main__":
-    main()
+    run(app)

@@ -16,14 +16,14 @@ from __future__ import annotations
 import gc
 import json
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import torch
-from cyclopts import App, CycloptsError, Parameter
+from command import run as run_command
+from cyclopts import App, Parameter
 
 from farworld.bench import commit_of_checkout, peak_memory_mb
 from farworld.checkpoint import load_world
@@ -123,14 +123,5 @@ def run(
     return 0 if passed else 1
 
 
-def main() -> None:
-    """Run the command line; an expected error is one line and exit code 2."""
-    try:
-        sys.exit(app(sys.argv[1:], exit_on_error=False, print_error=False))
-    except (CycloptsError, ValueError, FileNotFoundError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
-
-
 if __name__ == "__main__":
-    main()
+    run_command(app)

@@ -8,6 +8,8 @@ import functools
 import importlib
 import importlib.metadata
 import json
+import os
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -125,6 +127,8 @@ def resolve_env_id(name: str) -> str:
         ImportError: the engine it belongs to is not installed; the message has the command.
     """
     env_id = SHORT_NAMES.get(name, name)
+    if ":" in env_id and (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)  # as for `python -m farworld`: the module may lie in the folder of now
     _find_factory(env_id, name)
     return env_id
 
@@ -141,6 +145,8 @@ def _find_factory(env_id: str, name: str) -> Callable[..., gymnasium.Env]:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             raise ImportError(f"environment {name} needs the Python module {error.name}") from error
+        except Exception as error:  # whatever runs while it is imported
+            raise ImportError(f"environment {name}: {module_name} cannot be imported: {_brief(error)}") from error
     problem = ""
     try:
         gymnasium.spec(inner)

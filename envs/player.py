@@ -145,6 +145,8 @@ def open_env_player(
     """
     if start is not None and start < 0:
         raise ValueError(f"the start must be 0 or more, got {start}")
+    if seed < 0:
+        raise ValueError(f"seed must be 0 or more, got {seed}")
     with contextlib.ExitStack() as failed:
         env = PixelEnv(EnvSettings(env_id=resolve_env_id(name), **settings), policy=HUMAN, seed=seed)
         failed.callback(env.close)

@@ -473,7 +473,7 @@ def read_action_file(
     if not path.is_file():
         raise FileNotFoundError(f"no such file: {path}; --actions expects a TOML file with one [[actions]] an action")
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))  # Windows' editors begin with a byte order mark
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from error
     rows = content.pop("actions", None)

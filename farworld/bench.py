@@ -91,7 +91,7 @@ def play(
     `for n in 16 64 300; do farworld bench play --ckpt dmlab --context $n --record speed.jsonl; done`
     """
     began = time.perf_counter()
-    _check(frames=frames, record=record)
+    _check(frames=frames, seed=seed, record=record)
     os.environ["SDL_VIDEODRIVER"] = "dummy"
     prepare_environment()
     with stdout_to_stderr() if json else contextlib.nullcontext():
@@ -136,7 +136,7 @@ def env(
     size, and starts again when its episode ends, which is not in the figures.
     """
     began = time.perf_counter()
-    _check(frames=frames, record=record)
+    _check(frames=frames, seed=seed, record=record)
     options = options or EnvOptions()
     if batch_size < 1:
         raise ValueError(f"--batch-size must be 1 or more, got {batch_size}")
@@ -171,10 +171,12 @@ def env(
     _publish({"bench": "env", "env": env, "backend": backend if env == DREAM else None, **report}, record, json)
 
 
-def _check(*, frames: int, record: Path | None) -> None:
+def _check(*, frames: int, seed: int, record: Path | None) -> None:
     """Say what is wrong before a world is loaded."""
     if frames < 1:
         raise ValueError(f"--frames must be 1 or more, got {frames}")
+    if seed < 0:
+        raise ValueError(f"--seed must be 0 or more, got {seed}")
     if record is not None and (record.is_dir() or not record.absolute().parent.is_dir()):
         raise ValueError(f"--record expects a file in a folder that is there, such as speed.jsonl, got {record}")
 
@@ -479,13 +481,8 @@ def describe_arithmetic(rollout: Rollout, frame_ms: float) -> dict[str, Any]:
 def count_frame(rollout: Rollout) -> int:
     """Floating-point operations of a stream's next frame, by a rollout alike that no CUDA graph hides."""
     from farworld.arithmetic import count_flops
-    from farworld.rollout import Rollout
 
-    alike = Rollout(
-        rollout.world, batch_size=rollout.batch_size, timesteps=rollout.timesteps, static=False, dtype=rollout.dtype,
-        context_frames=rollout.context_frames, guidance_scale=rollout.guidance_scale, layout=rollout.layout,
-        context_noise=rollout.context_noise, sink_frames=rollout.sink_frames,
-    )  # fmt: skip
+    alike = rollout.alike()
     alike.restore(rollout.snapshot())
     return count_flops(lambda: alike.step(0)) // rollout.batch_size
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from farworld.actions import ActionVocabulary
+from farworld.device import has_bfloat16
 from farworld.hub import hub_errors, reason_of
 from farworld.models import official
 from farworld.models.attention import Positions
@@ -196,7 +197,8 @@ def load_world(checkpoint: str | os.PathLike, *, device: str | torch.device = "c
     model.eval().requires_grad_(False).to(device)
     if model.device.type == "cpu":
         pack_linears(model)
-        pack_convolutions(model.autoencoder, config.frame_height, config.frame_width)
+        dtype = torch.bfloat16 if has_bfloat16(model.device) else torch.float32
+        pack_convolutions(model.autoencoder, config.frame_height, config.frame_width, decoder_dtype=dtype)
     return World(model, load_contexts(path / CONTEXTS_FILE, config), path)
 
 

@@ -47,7 +47,8 @@ app.command(
     help="""Play a learned world, or with --env a real environment, in a window or headless.
 
 Either --ckpt or --env is needed. In the window, F1 shows the keys. P pauses, N makes one step, R starts again, Tab
-takes the next start, H hides the bar, Esc or Q quits; a key that the world itself uses belongs to the world.""",
+takes the next start, H hides the bar, Esc or Q quits. Backspace, held, rewinds a learned world, by up to 30 seconds; a
+real environment can't be rewound. A key that the world itself uses belongs to the world.""",
 )
 app.command(
     "farworld.train.recipe_cli:recipe",
@@ -63,7 +64,8 @@ app.command("farworld.bench:bench", name="bench", help="Measure speed end to end
 def _is_out_of_memory(error: BaseException) -> bool:
     """Also of a GPU; known by its name, since torch takes seconds to import."""
     kinds = [(kind.__module__.partition(".")[0], kind.__name__) for kind in type(error).__mro__]
-    return isinstance(error, MemoryError) or ("torch", "OutOfMemoryError") in kinds
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return isinstance(error, MemoryError) or ("torch", "OutOfMemoryError") in kinds or on_cpu
 
 
 def _complain(message: str) -> None:

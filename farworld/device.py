@@ -34,6 +34,13 @@ def choose_device(name: DeviceName | str) -> torch.device:
     return torch.device(name)
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 faster than float32; a CPU without instructions for it is slower."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
 def describe_hardware(device: torch.device) -> str:
     """The name of the GPU, or the name of the CPU with its cores and the threads that torch uses."""
     if device.type == "cuda":

@@ -12,8 +12,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +26,7 @@ from farworld.models import flow
 from farworld.models.far import (
     CLEAN_LONG_TERM,
     CLEAN_SHORT_TERM,
+    FAR,
     TIMESTEP_SCALE,
     FARConfig,
     Frames,
@@ -38,9 +42,9 @@ from farworld.world_model import LAYOUTS, WorldModel, check_noise_level
 CONTEXT_NOISE_KEY = 1  # of the generators of what is added to context frames
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """What a rollout's frames depend on besides the weights, context, actions and seed."""
+    """What a rollout's frames depend on besides the weights, context, actions and seed; see `Rollout`."""
 
     model: FARConfig
     batch_size: int
@@ -51,6 +55,78 @@ class Settings:
     context_noise: float
     timesteps: tuple[float, ...]
     dtype: torch.dtype
+
+    def __post_init__(self) -> None:
+        window = self.model.short_term_frames if self.model.context_patch_size else 1
+        if self.context_frames < window:
+            raise ValueError(
+                f"the context must be at least the short-term window of {window} frames, got {self.context_frames}"
+            )
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if not 0.0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale must not be negative (1.0 is off) or endless, got {self.guidance_scale}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"the layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
+        if not self.model.causal:
+            raise ValueError("a model that is not causal (Video-DiT) makes clips, not frames: see denoise_clip")
+        check_noise_level(self.context_noise)
+        falls = all(then < now for now, then in self.steps)
+        if not self.steps or (self.timesteps[0], self.timesteps[-1]) != (1.0, 0.0) or not falls:
+            raise ValueError(f"timesteps must fall from 1 to 0, got {list(self.timesteps)}")
+        if self.sink_frames and self.layout != "sliding":
+            raise ValueError(f"sink_frames goes with the sliding layout, got {self.sink_frames} and {self.layout}")
+
+    @property
+    def steps(self) -> tuple[tuple[float, float], ...]:
+        """Flow times before and after each denoising step."""
+        return tuple(itertools.pairwise(self.timesteps))
+
+    @property
+    def step_sizes(self) -> list[float] | None:
+        """Of each step, as the model is told; None if it is not."""
+        finest = self.model.shortcut_steps
+        return [flow.shortcut_size(now - then, finest) for now, then in self.steps] if finest else None
+
+    @property
+    def branches(self) -> int:
+        """Of guidance; without actions there is nothing to guide towards."""
+        return 1 if self.guidance_scale in (0.0, 1.0) or not self.model.num_actions else 2
+
+
+def settings_of(
+    world: WorldModel,
+    *,
+    batch_size: int,
+    num_steps: int | None,
+    context_frames: int | None,
+    guidance_scale: float,
+    layout: str | None,
+    timesteps: Sequence[float] | None,
+    context_noise: float | None,
+    sink_frames: int | None,
+    dtype: torch.dtype,
+) -> Settings:
+    """Settings with a world's own ones where none are given; see `Rollout`.
+
+    Raises:
+        ValueError: num_steps and timesteps, or what settings may not be.
+    """
+    own, finest = world.config, world.config.model.shortcut_steps
+    if timesteps is None:
+        num_steps = own.num_steps if num_steps is None else num_steps
+        timesteps = flow.shortcut_timesteps(num_steps, finest) if finest else flow.euler_timesteps(num_steps)
+    elif num_steps is not None:
+        raise ValueError("give num_steps or timesteps, not both")
+    layout = own.layout if layout is None else layout
+    if sink_frames is None:
+        sink_frames = own.sink_frames if layout == "sliding" else 0
+    return Settings(
+        model=own.model, batch_size=batch_size, layout=layout, sink_frames=sink_frames,
+        context_frames=own.context_frames if context_frames is None else context_frames,
+        guidance_scale=guidance_scale, context_noise=own.context_noise if context_noise is None else context_noise,
+        timesteps=tuple(timesteps), dtype=dtype,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,89 +197,36 @@ class Rollout:
                 frame then takes a minute.
 
         Raises:
-            ValueError: num_steps below 1, timesteps that don't fall from 1 to 0 or beside num_steps, a context
-                shorter than the short-term window, negative guidance, an unknown layout, a noise level outside
+            ValueError: batch_size or num_steps below 1, timesteps that don't fall from 1 to 0 or beside num_steps, a
+                context shorter than the short-term window, negative guidance, an unknown layout, a noise level outside
                 [0, 1), sinks that do not fit, a world packed for float32 in another dtype, or a model that isn't
                 causal.
         """
-        config = world.config.model
-        window = config.short_term_frames if config.context_patch_size else 1
-        context_frames = world.config.context_frames if context_frames is None else context_frames
-        if context_frames < window:
-            raise ValueError(
-                f"the context must be at least the short-term window of {window} frames, got {context_frames}"
-            )
-        if guidance_scale < 0.0:
-            raise ValueError(f"guidance_scale must not be negative (1.0 is off), got {guidance_scale}")
-        layout = world.config.layout if layout is None else layout
-        if layout not in LAYOUTS:
-            raise ValueError(f"the layout must be one of {', '.join(LAYOUTS)}, got {layout!r}")
-        if not config.causal:
-            raise ValueError("a model that is not causal (Video-DiT) makes clips, not frames: see denoise_clip")
         self.world = world
-        self.batch_size = batch_size
-        self.context_frames = context_frames
-        self.guidance_scale = guidance_scale
-        self.layout = layout
-        self.context_noise = world.config.context_noise if context_noise is None else context_noise
-        check_noise_level(self.context_noise)
-        finest = config.shortcut_steps
-        if timesteps is None:
-            num_steps = world.config.num_steps if num_steps is None else num_steps
-            timesteps = flow.shortcut_timesteps(num_steps, finest) if finest else flow.euler_timesteps(num_steps)
-        elif num_steps is not None:
-            raise ValueError("give num_steps or timesteps, not both")
-        self.timesteps = list(timesteps)
-        falls = all(then < now for now, then in zip(self.timesteps, self.timesteps[1:], strict=False))
-        if len(self.timesteps) < 2 or (self.timesteps[0], self.timesteps[-1]) != (1.0, 0.0) or not falls:
-            raise ValueError(f"timesteps must fall from 1 to 0, got {self.timesteps}")
-        if sink_frames is None:
-            sink_frames = world.config.sink_frames if layout == "sliding" else 0
-        if sink_frames and layout != "sliding":
-            raise ValueError(f"sink_frames goes with the sliding layout, got {sink_frames} and {layout}")
-        self.sink_frames = sink_frames
-        self.dtype = dtype
-        self._transformer = world.transformer
-        if dtype != torch.float32:
-            if any(isinstance(module, Packed) for module in world.transformer.modules()):
-                raise ValueError(f"a world that is packed for a CPU computes in float32, not in {dtype}")
-            self._transformer = copy.deepcopy(world.transformer).to(dtype)
-        self._rewrites_window = layout == "anchored" and config.context_patch_size is not None
+        self.settings = settings = settings_of(
+            world, batch_size=batch_size, num_steps=num_steps, context_frames=context_frames,
+            guidance_scale=guidance_scale, layout=layout, timesteps=timesteps, context_noise=context_noise,
+            sink_frames=sink_frames, dtype=dtype,
+        )  # fmt: skip
         self.frame_index = EMPTY  # of the newest frame; EMPTY before the first
         # One count of frames serves all streams. A stream's own frame 0, by which positions and noise go, is at
         # `_begun`, (R,): a single 0 until a stream begins anew.
         self._begun = torch.zeros(1, dtype=torch.int64)
         self._noise_keys: tuple[tuple[int, int], ...] = ()  # of each stream: seed and number
         self._single: Rollout | None = None  # where a stream begins anew
-        # Without actions there is nothing to guide towards.
-        self._branches = 1 if guidance_scale in (0.0, 1.0) or not config.num_actions else 2
+        self._transformer = _in_dtype(world.transformer, dtype)
+        self._modulate = _modulations(world, settings)
+        self._rewrites_window = self.layout == "anchored" and settings.model.context_patch_size is not None
         self._cache = KVCache(
-            config, batch_size=batch_size * self._branches, context_frames=context_frames, sink_frames=sink_frames,
-            device=world.device, dtype=dtype,
+            settings.model, batch_size=batch_size * settings.branches, context_frames=self.context_frames,
+            sink_frames=self.sink_frames, device=world.device, dtype=dtype,
         )  # fmt: skip
-        # Of each step, as the model is told; None if it is not.
-        self._step_sizes: list[float] | None = None
-        if finest:
-            steps = zip(self.timesteps, self.timesteps[1:], strict=False)
-            self._step_sizes = [flow.shortcut_size(now - then, finest) for now, then in steps]
-        noise_levels = [t * TIMESTEP_SCALE for t in self.timesteps[:-1]]
-        self._modulate: Modulate | None = None
-        if ModulationTable.fits(world.transformer, noise_levels):
-            with torch.inference_mode():
-                self._modulate = ModulationTable(
-                    world.transformer, noise_levels, step_sizes=self._step_sizes, context_noise=self.context_noise,
-                    dtype=dtype,
-                )  # fmt: skip
-        elif dtype != torch.float32:  # what comes of a timestep is sensitive to its last bits
-            self._modulate = lambda *condition: tuple(
-                part.to(dtype) for part in world.transformer.modulations(*condition)
-            )
         self._static: StaticFrame | None = None
-        if layout == "sliding" and static:
+        if self.layout == "sliding" and static:
             with torch.inference_mode():
                 self._static = StaticFrame(
                     self._transformer, self._cache, batch_size=batch_size, timesteps=self.timesteps,
-                    step_sizes=self._step_sizes, guidance_scale=guidance_scale, context_noise=self.context_noise,
+                    step_sizes=settings.step_sizes, guidance_scale=guidance_scale, context_noise=self.context_noise,
                     modulate=self._modulate, compiler=compiler,
                 )  # fmt: skip
         # Past frames that are not in the cache for good: the newest ones, up to frame_index.
@@ -213,13 +236,50 @@ class Rollout:
         self._coarse_end = 0  # frames before it are in the cache by their coarse tokens, if still in the ring
         self._primed = False
 
+    def alike(self, **changes: Any) -> Rollout:
+        """A new rollout of the same world, not primed, with the same settings but for the given ones of `Settings`."""
+        settings = dataclasses.asdict(dataclasses.replace(self.settings, **changes))
+        return Rollout(self.world, **{name: value for name, value in settings.items() if name != "model"})
+
     @property
-    def settings(self) -> Settings:
-        """What a snapshot has to have in common with the rollout."""
-        return Settings(
-            self.world.config.model, self.batch_size, self.layout, self.context_frames, self.sink_frames,
-            self.guidance_scale, self.context_noise, tuple(self.timesteps), self.dtype,
-        )  # fmt: skip
+    def batch_size(self) -> int:
+        """Streams."""
+        return self.settings.batch_size
+
+    @property
+    def context_frames(self) -> int:
+        """Frames remembered, the short-term window included."""
+        return self.settings.context_frames
+
+    @property
+    def sink_frames(self) -> int:
+        """Of a stream's first frames that stay in a full context."""
+        return self.settings.sink_frames
+
+    @property
+    def layout(self) -> str:
+        """Of long short-term attention."""
+        return self.settings.layout
+
+    @property
+    def guidance_scale(self) -> float:
+        """1.0 is off."""
+        return self.settings.guidance_scale
+
+    @property
+    def context_noise(self) -> float:
+        """Flow time, of past frames as the model sees them."""
+        return self.settings.context_noise
+
+    @property
+    def timesteps(self) -> tuple[float, ...]:
+        """Flow times from 1 to 0."""
+        return self.settings.timesteps
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the transformer and its cache."""
+        return self.settings.dtype
 
     @property
     def num_steps(self) -> int:
@@ -233,7 +293,7 @@ class Rollout:
 
     @torch.inference_mode()
     def prime(
-        self, frames: np.ndarray | Tensor, actions: np.ndarray | Tensor, *, seed: int | Sequence[int] = 0
+        self, frames: np.ndarray | Tensor, actions: np.ndarray | Tensor, *, seed: int | Sequence[int] | np.ndarray = 0
     ) -> None:
         """Forget everything and start from a context.
 
@@ -253,7 +313,9 @@ class Rollout:
         self.prime_latents(latents, self.world.config.conditions(actions), seed=seed)
 
     @torch.inference_mode()
-    def prime_latents(self, latents: Tensor, produced_by: Tensor, *, seed: int | Sequence[int] = 0) -> None:
+    def prime_latents(
+        self, latents: Tensor, produced_by: Tensor, *, seed: int | Sequence[int] | np.ndarray = 0
+    ) -> None:
         """`prime` without the encoder, and with an action for the first frame.
 
         Args:
@@ -270,7 +332,7 @@ class Rollout:
             raise ValueError(
                 f"expected the actions that produced {tuple(latents.shape[:2])} frames, got {tuple(produced_by.shape)}"
             )
-        if isinstance(seed, Sequence):
+        if isinstance(seed, Sequence | np.ndarray):
             keys = [(int(each), 0) for each in seed]
         else:
             keys = [(int(seed), stream) for stream in range(self.batch_size)]
@@ -319,10 +381,7 @@ class Rollout:
         if self.sink_frames:
             raise ValueError("with sink_frames streams can't begin anew one by one: give sink_frames=0, or prime all")
         if self._single is None:
-            self._single = Rollout(
-                self.world, context_frames=self.context_frames, guidance_scale=self.guidance_scale, layout=self.layout,
-                timesteps=self.timesteps, context_noise=self.context_noise, dtype=self.dtype, static=False,
-            )  # fmt: skip
+            self._single = self.alike(batch_size=1)
             self._single._transformer = self._transformer  # one copy is enough
         self._single.prime(frames, actions, seed=seed)
         self._single._settle()
@@ -380,11 +439,25 @@ class Rollout:
         self._remember(self.world.encode(torch.as_tensor(frames)[:, None])[:, 0], actions)
         return predicted
 
+    @property
+    def snapshot_bytes(self) -> int:
+        """What one frame more adds to the memory that snapshots of all frames take."""
+        model = self.world.config.model
+        tokens = model.coarse_tokens + (0 if self._rewrites_window else model.fine_tokens)
+        latents = self.batch_size * model.latent_channels * model.latent_height * model.latent_width
+        return tokens * self._cache.token_bytes + latents * torch.float32.itemsize
+
     def snapshot(self) -> Snapshot:
         """The state; what comes later does not change it."""
+        pages, frame_of_slot, fine_end = self._cache.pages(), self._cache.frame_of_slot.clone(), self._fine_end
+        if self._rewrites_window and self._first_fine > self._first_frame:  # the next frame encodes the window anew
+            num_coarse = self._cache.long_term_frames
+            pages = (*pages[:num_coarse], *[None] * (len(pages) - num_coarse))
+            frame_of_slot[:, num_coarse:] = EMPTY
+            fine_end = self._first_fine
         return Snapshot(
-            self._cache.pages(), self._cache.frame_of_slot.clone(), tuple(self._latents), tuple(self._actions),
-            self.frame_index, self._fine_end, self._coarse_end, self._begun, self._noise_keys, self.settings,
+            pages, frame_of_slot, tuple(self._latents), tuple(self._actions), self.frame_index, fine_end,
+            self._coarse_end, self._begun, self._noise_keys, self.settings,
         )  # fmt: skip
 
     @torch.inference_mode()
@@ -403,7 +476,7 @@ class Rollout:
         self.frame_index, self._begun = snapshot.frame_index, snapshot.begun
         self._noise_keys = snapshot.noise_keys
         self._fine_end, self._coarse_end = snapshot.fine_end, snapshot.coarse_end
-        self._primed = True
+        self._primed = bool(snapshot.noise_keys)
 
     def _check_actions(self, actions: int | np.ndarray | Tensor, shape: tuple[int, ...]) -> Tensor:
         """Actions as (B, …) int64 on the CPU, or ValueError naming the range."""
@@ -433,13 +506,16 @@ class Rollout:
         """
         self._check_primed()
         actions = self._check_actions(action, (self.batch_size,))
-        if self.world.config.frame_action == "label" and self.frame_index == 0:
-            self._actions[0] = actions
-        if not self._heeds_following():
-            return actions
         if self._actions:
-            self._actions[-1] = actions
-        return torch.full_like(actions, self.world.config.model.null_action)
+            self._actions[-1] = torch.where(self._waits_for_action(), actions, self._actions[-1])
+        return torch.full_like(actions, self.world.config.model.null_action) if self._heeds_following() else actions
+
+    def _waits_for_action(self) -> Tensor:
+        """Of which streams the newest frame's condition is the action that comes next, (R,), bool."""
+        is_first = self._own([self.frame_index])[:, 0] == 0
+        if self.world.config.frame_action == "label":
+            return is_first
+        return torch.full_like(is_first, self._heeds_following())
 
     def _remember(self, latents: Tensor, actions: Tensor) -> None:
         """Make these latents the newest frame."""
@@ -491,6 +567,8 @@ class Rollout:
             self._latents[-age][stream] = single._latents[-age][0] if has_it else 0
             self._actions[-age][stream] = single._actions[-age][0] if has_it else null[0]
         self._coarse_end = max(self._first_frame, self.frame_index + 1 - self.world.config.model.window + 1)
+        if self._waits_for_action().any():  # the newest frame was settled without its action
+            self._fine_end, self._coarse_end = self.frame_index, min(self._coarse_end, self.frame_index)
         if self._rewrites_window:
             self._fine_end = self._first_frame  # the window may begin elsewhere now
 
@@ -541,8 +619,8 @@ class Rollout:
         before = self._both(self._latents[-1][:, None]) if self._latents else None
         device = self.world.device
         size = None
-        if self._step_sizes is not None:
-            size = torch.full((1, len(frames)), self._step_sizes[step], device=device)
+        if self.settings.step_sizes is not None:
+            size = torch.full((1, len(frames)), self.settings.step_sizes[step], device=device)
         fine = Frames(
             self._both(torch.stack(latents, dim=1)),
             torch.tensor([timesteps], device=device),
@@ -567,7 +645,7 @@ class Rollout:
         )[:, -1].float()
         if first:
             self._have_encoded(coarse_frames)
-        if self._branches == 2:
+        if self.settings.branches == 2:
             unconditional, conditional = velocity.chunk(2)
             velocity = unconditional + self.guidance_scale * (conditional - unconditional)
         return velocity
@@ -597,19 +675,21 @@ class Rollout:
         if len(frames) == 1:
             return None
         tables = self.world.transformer.rope(frames.flatten().tolist(), patch, device=self.world.device)
-        cos, sin = (table.unflatten(0, (len(frames), 1, -1)).repeat(self._branches, 1, 1, 1) for table in tables)
+        cos, sin = (
+            table.unflatten(0, (len(frames), 1, -1)).repeat(self.settings.branches, 1, 1, 1) for table in tables
+        )
         return cos, sin
 
     def _both(self, latents: Tensor) -> Tensor:
         """The same latents for the unconditional and the conditional branch."""
-        return latents.repeat(self._branches, *[1] * (latents.ndim - 1))
+        return latents.repeat(self.settings.branches, *[1] * (latents.ndim - 1))
 
     def _both_conditions(self, actions: Tensor) -> Tensor:
         """Actions (B, F) of all branches: the null action for the unconditional one."""
         null = torch.full_like(actions, self.world.config.model.null_action)
         if self.guidance_scale == 0.0:
             return null
-        return actions if self._branches == 1 else torch.cat([null, actions])
+        return actions if self.settings.branches == 1 else torch.cat([null, actions])
 
     def _denoise(self, actions: Tensor, noise: Tensor | None) -> Tensor:
         """The latents of the next frame; the first pass also puts what is new into the cache."""
@@ -672,6 +752,34 @@ class Rollout:
             generator = torch.Generator().manual_seed(int(key >> np.uint64(1)))
             streams.append(torch.randn(shape, generator=generator))
         return torch.stack(streams)
+
+
+def _in_dtype(transformer: FAR, dtype: torch.dtype) -> FAR:
+    """A transformer, or a copy of it in another dtype.
+
+    Raises:
+        ValueError: it is packed for float32.
+    """
+    if dtype == torch.float32:
+        return transformer
+    if any(isinstance(module, Packed) for module in transformer.modules()):
+        raise ValueError(f"a world that is packed for a CPU computes in float32, not in {dtype}")
+    return copy.deepcopy(transformer).to(dtype)
+
+
+def _modulations(world: WorldModel, settings: Settings) -> Modulate | None:
+    """How the transformer's modulations are found, if not as it computes them itself."""
+    noise_levels = [t * TIMESTEP_SCALE for t in settings.timesteps[:-1]]
+    if ModulationTable.fits(world.transformer, noise_levels):
+        with torch.inference_mode():
+            return ModulationTable(
+                world.transformer, noise_levels, step_sizes=settings.step_sizes,
+                context_noise=settings.context_noise, dtype=settings.dtype,
+            )  # fmt: skip
+    if settings.dtype == torch.float32:
+        return None
+    # What comes of a timestep is sensitive to its last bits.
+    return lambda *condition: tuple(part.to(settings.dtype) for part in world.transformer.modulations(*condition))
 
 
 @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Frames to files that people look at: mp4, PNG, contact sheets; and pictures back from mp4 and PNG."""
+"""Frames to files that people look at: mp4, GIF, PNG, contact sheets; and pictures back from mp4 and PNG."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import numpy as np
+
+GIF_COLOURS = 256
+PALETTE_FRAMES = 32  # that the colours of a GIF are chosen by
 
 
 class VideoWriter:
@@ -53,6 +56,7 @@ class VideoWriter:
         self._closed = False
         if isinstance(path, (str, os.PathLike)):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_bytes(b"")  # raises with the name of what cannot be written; av would come later, without
             self._container = av.open(os.fspath(path), "w")
         else:
             self._container = av.open(path, "w", format="mp4")
@@ -72,8 +76,7 @@ class VideoWriter:
 
     def write(self, frame: np.ndarray) -> None:
         """Add one frame: (H, W, 3), uint8."""
-        if frame.dtype != np.uint8 or frame.shape != self._shape:
-            raise ValueError(f"frame must be uint8 {self._shape}, got {frame.dtype} {frame.shape}")
+        _check_frame(frame, self._shape)
         if self._scale > 1:
             frame = frame.repeat(self._scale, 0).repeat(self._scale, 1)
         picture = self._av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
@@ -90,6 +93,73 @@ class VideoWriter:
             self._container.mux(self._stream.encode(None))
         finally:
             self._container.close()
+
+
+class GifWriter:
+    """Write frames to a GIF that plays again and again; use as a context manager.
+
+    All frames share 256 colours, so that they are kept until it is closed; without a frame no file is written.
+
+    Args:
+        path: the file to write.
+        frames_per_second: the speed, to a hundredth of a second a frame, whose rests are carried on; 50 at most.
+        height: of the frames, in pixels.
+        width: of the frames, in pixels.
+        scale: each pixel becomes scale x scale pixels.
+
+    Raises:
+        ValueError: it is faster than a GIF can be.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike, frames_per_second: float, height: int, width: int, *, scale: int = 1
+    ) -> None:
+        if not 0 < frames_per_second <= 50:
+            raise ValueError(f"a GIF shows 50 frames a second at most, got {frames_per_second}; write an .mp4 instead")
+        self._path = Path(path)
+        self._frames_per_second = frames_per_second
+        self._shape = (height, width, 3)
+        self._scale = scale
+        self._frames: list[np.ndarray] = []
+
+    def __enter__(self) -> GifWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def write(self, frame: np.ndarray) -> None:
+        """Add one frame: (H, W, 3), uint8."""
+        _check_frame(frame, self._shape)
+        self._frames.append(frame.copy())
+
+    def close(self) -> None:
+        """Choose the colours, and write the file."""
+        from PIL import Image
+
+        frames, self._frames = self._frames, []
+        if not frames:
+            return
+        some = np.concatenate(frames[:: -(-len(frames) // PALETTE_FRAMES)])
+        palette = Image.fromarray(some).quantize(GIF_COLOURS)
+        height, width = self._shape[0] * self._scale, self._shape[1] * self._scale
+        pictures = [
+            Image.fromarray(frame)
+            .quantize(palette=palette, dither=Image.Dither.NONE)
+            .resize((width, height), Image.Resampling.NEAREST)
+            for frame in frames
+        ]
+        ends = [round(100 * index / self._frames_per_second) for index in range(len(frames) + 1)]
+        durations = [10 * (end - start) for start, end in zip(ends, ends[1:], strict=False)]  # in ms
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        pictures[0].save(
+            self._path, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0
+        )
+
+
+def _check_frame(frame: np.ndarray, shape: tuple[int, int, int]) -> None:
+    if frame.dtype != np.uint8 or frame.shape != shape:
+        raise ValueError(f"frame must be uint8 {shape}, got {frame.dtype} {frame.shape}")
 
 
 def encode_mp4(frames: np.ndarray, frames_per_second: float, *, scale: int = 1, crf: int = 16) -> bytes:

@@ -189,7 +189,7 @@ class WorldVectorEnv(VectorEnv):
         self._frames: np.ndarray | None = None
 
     def reset(
-        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | Sequence[int | None] | np.ndarray | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin at start contexts.
 
@@ -198,14 +198,20 @@ class WorldVectorEnv(VectorEnv):
             options: `reset_mask`, (num_envs,), bool, which environments; all without it.
 
         Raises:
-            ValueError: another number of seeds; a mask of another shape or type, or before the first reset.
+            ValueError: another number of seeds; a mask of another shape or type, of none, or before the first reset.
         """
-        seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else seed or [None] * self.num_envs
+        seeds: list[int | None]
+        if seed is None or isinstance(seed, int | np.integer):
+            seeds = [None if seed is None else int(seed) + env for env in range(self.num_envs)]
+        else:
+            seeds = [None if each is None else int(each) for each in seed]
         mask = (options or {}).get("reset_mask", np.ones(self.num_envs, dtype=np.bool_))
         if len(seeds) != self.num_envs:
             raise ValueError(f"expected a seed for each of {self.num_envs} environments, got {len(seeds)}")
         if not isinstance(mask, np.ndarray) or mask.shape != (self.num_envs,) or mask.dtype != np.bool_:
             raise ValueError(f"reset_mask must be a numpy array of {self.num_envs} bool, got {mask!r}")
+        if not mask.any():
+            raise ValueError("reset_mask must have an environment to reset, got none")
         if not mask.all() and self._frames is None:
             raise ValueError("the first reset must be of all environments, without a reset_mask")
         for env in np.flatnonzero(mask).tolist():

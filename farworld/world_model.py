@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -45,6 +46,8 @@ class WorldConfig:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
         if self.frame_action not in FRAME_ACTIONS:
             raise ValueError(f"frame_action must be one of {', '.join(FRAME_ACTIONS)}, got {self.frame_action!r}")
+        if not 0.0 < self.frames_per_second < math.inf:
+            raise ValueError(f"frames_per_second must be above 0, got {self.frames_per_second}")
         check_noise_level(self.context_noise)
         if self.sink_frames < 0:
             raise ValueError(f"sink_frames must not be negative (0 is none), got {self.sink_frames}")

@@ -124,6 +124,7 @@ def test_a_real_environment_is_measured_beside_the_dream(capfd):
         (["play", "--ckpt", "x", "--frames", "0"], "--frames must be 1 or more"),
         (["play", "--ckpt", "x", "--record", "no/such/folder/speed.jsonl"], "--record expects a file in a folder"),
         (["env", "--frames", "3"], "give --ckpt"),
+        (["env", "--env", "maze", "--seed", "-1"], "--seed must be 0 or more, got -1"),
         (["env", "--ckpt", "x", "--batch-size", "0"], "--batch-size must be 1 or more"),
         (["env", "--ckpt", "x", "--frame-size", "64"], "--frame-size goes with a real environment"),
         (["env", "--env", "maze", "--ckpt", "x"], "--ckpt goes with --env farworld/World-v0"),

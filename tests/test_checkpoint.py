@@ -222,6 +222,7 @@ def test_a_damaged_config_is_named(world_path, content, complaint):
     [
         (drop("frames_per_second"), "frames_per_second"),
         (put("colour", "red"), "colour"),
+        (put("frames_per_second", 0), "frames_per_second must be above 0, got 0"),
         (put("model", [1]), "a field is missing or unknown"),
         (put("vocabulary", [{"keys": []}]), "name"),
         (put("frame_height", 48), "frames of 32×32, but the config says 48×32"),

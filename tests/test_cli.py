@@ -113,6 +113,7 @@ def out_of_memory():
             "farworld: out of memory; choose another --device, or a shorter context or smaller batch (CUDA",
         ),
         (lambda: MemoryError(), "farworld: out of memory; "),
+        (lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 TiB"), "farworld: out of memory; "),
     ],
 )
 def test_an_expected_error_is_one_line_and_a_traceback_only_with_debug(monkeypatch, capsys, failing_info, error, line):

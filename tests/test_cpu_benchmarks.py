@@ -9,7 +9,7 @@ from test_few_step import script
 
 from farworld.models.packed import can_pack
 
-cpu_paths, peer = script("cpu_paths"), script("peer")
+command, cpu_paths, peer = script("command"), script("cpu_paths"), script("peer")
 compare, psnr = cpu_paths.compare, cpu_paths.psnr
 
 
@@ -18,10 +18,11 @@ def test_paths_go_on_from_one_context_and_are_compared_with_eager(tiny_world_pat
         raise cpu_paths.Unavailable("not here")
 
     monkeypatch.setattr(cpu_paths, "_to_bfloat16", none)
-    rows = compare(str(tiny_world_path), ("eager", "unpacked", "autocast", "bfloat16"), 5, 1)
-    assert [row["path"] for row in rows] == ["eager", "unpacked", "autocast", "bfloat16"]
-    eager, unpacked, autocast, missing = rows
+    rows = compare(str(tiny_world_path), ("eager", "unpacked", "autocast", "played", "bfloat16"), 5, 1)
+    assert [row["path"] for row in rows] == ["eager", "unpacked", "autocast", "played", "bfloat16"]
+    eager, unpacked, autocast, played, missing = rows
     assert eager["min_psnr"] == 99.0 and unpacked["min_psnr"] > 60  # to rounding of a grey level
+    assert played["min_psnr"] > 48
     assert autocast["min_psnr"] <= autocast["mean_psnr"] < 99.0
     assert min(eager["transformer_cpu_ms"], eager["decoder_cpu_ms"]) > 0
     assert missing == {"path": "bfloat16", "unavailable": "not here"}
@@ -61,5 +62,5 @@ def test_our_side_of_the_peers_benchmark_has_a_full_context(tiny_world_path):
 def test_bad_input_is_one_line(module, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark", "--frames", "0"])
     with pytest.raises(SystemExit) as exit_:
-        module.main()
+        command.run(module.app)
     assert exit_.value.code == 2 and capsys.readouterr().err == "error: --frames must be 1 or more, got 0\n"

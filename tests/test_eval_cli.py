@@ -6,6 +6,7 @@ import shlex
 
 import numpy as np
 import pytest
+import torch
 from sample_data import make_spec
 from test_cli import ROOT, call
 
@@ -74,6 +75,29 @@ def test_what_was_kept_is_not_dreamed_again(run, tmp_path, monkeypatch):
         run(*SHORT, "--keep", str(tmp_path / "kept"), "--batch-size", "2", "--steps", "2")
 
 
+class Brightness(torch.nn.Module):
+    """Stands in for I3D in StyleGAN-V's form: the mean grey of each frame, times a factor."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, video: torch.Tensor, rescale: bool = True, resize: bool = False, return_features: bool = False):
+        """(1, 3, F, H, W) to (1, F)."""
+        return self.factor * video.mean(dim=(1, 3, 4))
+
+
+def test_what_was_kept_of_one_i3d_is_not_taken_for_anothers(run, tmp_path):
+    distances = []
+    for factor in (1.0, 10.0):
+        path = tmp_path / f"{factor}.pt"
+        torch.jit.script(Brightness(factor)).save(str(path))
+        code, out, err = run(*SHORT, "--keep", str(tmp_path / "kept"), "--i3d", str(path), "--json")
+        assert code == 0, err
+        distances.append(json.loads(out)["results"][0]["summary"]["teco.fvd"])
+    assert distances[1] == pytest.approx(100 * distances[0], rel=1e-3) and distances[0] > 0
+
+
 def test_several_numbers_of_steps_are_compared_with_their_speed(run, tmp_path):
     page = tmp_path / "page.html"
     code, out, err = run(*SHORT, "--steps", "1", "--steps", "3", "--max-episodes", "1", "--report", str(page))
@@ -124,6 +148,9 @@ def test_one_step_prints_its_scores_as_ever(run):
         ((*SHORT, "--remember", "0"), "--remember must be 1 or more, got 0"),
         ((*SHORT, "--videos", "-1"), "--videos must not be negative"),
         ((*SHORT, "--steps", "0"), "--steps must be 1 or more, got 0"),
+        (("--one-step", "--seeds", "3"), "--one-step dreams nothing on, so that --seeds says nothing"),
+        (("--one-step", "--guidance", "1.5"), "--one-step dreams nothing on, so that --guidance says nothing"),
+        (("--one-step", "--steps", "1", "--context", "8"), "so that --context says nothing; leave one of them out"),
     ],
 )
 def test_bad_input_is_one_line(run, arguments, complaint):

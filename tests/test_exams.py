@@ -104,6 +104,22 @@ def test_a_short_memory_holds_no_circle_but_the_window():
     assert revisit.short_memory_frames(maze(turn_degrees=45.0), 4) == 7
 
 
+def test_a_short_memory_is_shown_no_more_than_it_holds():
+    """Primed with the whole circle it knew some of it: coarse tokens carry on what those before them saw."""
+    shown = []
+
+    class Watcher(Frozen):
+        def prime(self, frames, actions, *, seed=0):
+            super().prime(frames, actions)
+            shown.append((frames, actions))
+
+    env = maze()
+    revisit.revisit(Watcher(), env, streams=1, short_memory=Watcher(), short_frames=5, steps_out=(0, 3))
+    assert [(frames.shape[1], actions.shape[1]) for frames, actions in shown] == [(19, 18), (5, 4), (22, 21), (5, 4)]
+    for (frames, actions), (last_frames, last_actions) in zip(shown[::2], shown[1::2], strict=True):
+        assert (last_frames == frames[:, -5:]).all() and (last_actions == actions[:, -4:]).all()
+
+
 # drift
 
 
@@ -117,6 +133,7 @@ def drifting():
         "fading": Fading(Truth(maze), 60),
         "noise": Noise(),
         "blur": Forgetful(Truth(maze)),
+        "frozen": Frozen(),
     }
     return {name: drift.drift(predictor, env, **options) for name, predictor in predictors.items()}
 
@@ -130,6 +147,18 @@ def test_the_truth_outlives_what_fades_and_noise_never_lived(drifting):
     assert life["blur"] < life["truth"]
     inside = {name: result.report["summary"]["inside"] for name, result in drifting.items()}
     assert inside["noise"] == 0 < inside["fading"] < inside["truth"] - 0.2
+
+
+def test_a_dream_that_has_stopped_is_dead_while_its_keys_turn_and_not_while_they_idle(drifting):
+    """A true picture, held, has the statistics of true pictures for ever; what it lacks is motion."""
+    report = drifting["frozen"].report
+    assert report["summary"]["turn_lifetime_median"] == 0
+    motion = {row["script"]: row for row in report["table"] if row["statistic"] == "motion"}
+    assert motion["turn"]["lifetime_median"] == 0 < motion["turn"]["band_low"]
+    assert motion["idle"]["lifetime_median"] == 120 and motion["idle"]["band_low"] == 0
+    assert motion["turn"]["true_lifetime_median"] == 120
+    (low, high) = drift.bands({"motion": np.arange(101.0)})["motion"]
+    assert (low, high) == (pytest.approx(5 - 0.25 * 90), 255)  # decoders flicker where the world stands still
 
 
 def test_what_the_exam_says_of_the_truth_does_not_depend_on_the_predictor(drifting):
@@ -304,6 +333,16 @@ def test_a_world_in_which_holes_heal_sides_with_the_unedited_one():
     summary = dig.dig(Unedited(voxel), voxel(), streams=2, look_away=(2,)).report["summary"]
     assert summary["sides_with_edited"] == 0 and summary["psnr_to_unedited"] == 100 and summary["margin_db"] < -50
     assert summary["remembered"] == 0
+
+
+def test_a_dream_that_never_looks_away_remembers_nothing():
+    """The last true frame, held, is the very picture that is asked for: it was a perfect memory."""
+    env = voxel()
+    frozen = check_report(dig.dig(Frozen(), env, streams=2, look_away=(1, 2)))["summary"]
+    assert frozen["looked_away"] == frozen["remembered"] == frozen["sides_with_edited"] == 0
+    assert frozen["psnr_to_edited"] == 100
+    truth = check_report(dig.dig(Truth(voxel), env, streams=2, look_away=(1, 2)))["summary"]
+    assert truth["looked_away"] == truth["remembered"] == truth["sides_with_edited"] == 1
 
 
 def test_a_world_without_blocks_is_not_examined_in_digging():
@@ -487,6 +526,20 @@ def test_exams_are_commands_that_leave_report_and_videos(
     app(command[:-2], exit_on_error=False, print_error=False, result_action="return_value")
     printed = capfd.readouterr().out
     assert all(name in printed for name in report["summary"])
+
+
+def test_what_an_exam_prints_says_what_it_depends_on(maze_world_path, tmp_path, capfd):
+    """As every result: the exact command, commit, seed and hardware, in the JSON as on the page."""
+    from farworld.cli import app
+
+    command = ["eval", "revisit", "--streams", "1", "--steps-out", "0", "--ckpt", str(maze_world_path), "--seed", "5"]
+    command += ["--context", "30", "--json", "--out", str(tmp_path)]
+    app(command, exit_on_error=False, print_error=False, result_action="return_value")
+    printed, page = json.loads(capfd.readouterr().out), read_results(tmp_path / "revisit.html")
+    for facts in (printed, page):
+        assert facts["command"].startswith("farworld ") and {"commit", "hardware", "torch", "date"} <= set(facts)
+        assert (facts["seed"], facts["steps"], facts["context"], facts["layout"]) == (5, 1, 30, "sliding")
+        assert facts["ckpt"] == str(maze_world_path) and facts["env"] == "farworld/Maze-v0"
 
 
 def _barely_trained(self):

@@ -5,6 +5,7 @@ import dataclasses
 import io
 import weakref
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -317,6 +318,9 @@ RESETS = {
     "anchored, ALiBi, guided": ({"positions": Positions.alibi(), "layout": "anchored"}, {"guidance_scale": 1.5}),
     "sliding, noised context": ({"copy_gate": True}, {"context_noise": 0.2}),
     "anchored, following": ({"layout": "anchored", "frame_action": "following"}, {}),
+    "sliding, following": ({"frame_action": "following", "copy_gate": True}, {}),
+    "following, a window of the frame itself": ({"frame_action": "following", "short_term_frames": 1}, {}),
+    "sliding, a label": ({"frame_action": "label"}, {}),
 }
 
 
@@ -352,6 +356,20 @@ def test_streams_that_begin_anew_go_on_as_rollouts_of_their_own(kind):
     for step in range(12, 16):
         latents = streams.step_latents(torch.tensor([step % 3, (step + 1) % 3, 2]))
         torch.testing.assert_close(latents, expected[step], atol=5e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["sliding", "anchored"])
+def test_streams_of_one_frame_still_take_their_label_when_another_begins_anew(layout):
+    """The first frame has the label of the first step, which it was settled without."""
+    world = tiny_world(layout=layout, frame_action="label")
+    frames, actions = clip(4, batch=2)
+    streams, single = Rollout(world, batch_size=2), Rollout(world)
+    streams.prime(frames[:, :1], actions[:, :0], seed=[5, 6])
+    single.prime(frames[:1, :1], actions[:1, :0], seed=5)
+    streams.reset_stream(1, frames[1], actions[1, :3], seed=7)
+    for _ in range(WINDOW + 2):
+        expected = single.step_latents(2)
+        torch.testing.assert_close(streams.step_latents(2)[:1], expected, atol=5e-6, rtol=1e-5)
 
 
 def test_a_stream_that_went_wrong_begins_anew_and_leaves_the_others_alone(world):
@@ -444,10 +462,14 @@ def test_snapshots_stay_what_they_were(world, layout, guidance_scale):
                 assert torch.equal(each.step_latents(step % 3), expected[step])
 
 
-def test_a_snapshot_of_every_frame_takes_the_memory_of_one_frame_each(world):
-    """What rewinding through minutes of play needs; and what nobody has any more is not kept."""
+@pytest.mark.parametrize(("layout", "fine_frames"), [("sliding", 40 + WINDOW), ("anchored", 0)])
+def test_a_snapshot_of_every_frame_takes_the_memory_of_one_frame_each(world, layout, fine_frames):
+    """What rewinding through minutes of play needs; and what nobody has any more is not kept.
+
+    Where each frame encodes the window anew, what it was before is of no use to anyone.
+    """
     frames, actions = clip(5, batch=1)
-    rollout = Rollout(world)
+    rollout = Rollout(world, layout=layout)
     rollout.prime(frames, actions[:, :4])
     history = []
     for _ in range(40):
@@ -457,7 +479,9 @@ def test_a_snapshot_of_every_frame_takes_the_memory_of_one_frame_each(world):
     coarse, fine = (
         [p for p in pages.values() if p.read().shape[-2] == tokens] for tokens in (world.config.model.coarse_tokens, 16)
     )
-    assert 0 < len(coarse) < 40 + 12 and 0 < len(fine) < 40 + WINDOW
+    assert 0 < len(coarse) < 40 + 12 and len(fine) <= fine_frames and bool(fine) == bool(fine_frames)
+    page_bytes = sum(group[0].read().nbytes for group in (coarse, fine) if group)
+    assert rollout.snapshot_bytes == page_bytes + history[-1].latents[-1].nbytes
     last = weakref.ref(history[-1].pages[0])
     del pages, coarse, fine
     history.clear()
@@ -642,6 +666,23 @@ def test_a_snapshot_of_a_rollout_with_other_settings_is_refused(world, other):
         Rollout(world, **other).restore(rollout.snapshot())
 
 
+def test_a_snapshot_from_before_the_first_frame_still_wants_a_context(world):
+    rollout = Rollout(world)
+    rollout.restore(rollout.snapshot())
+    with pytest.raises(ValueError, match="prime"):
+        rollout.step(0)
+
+
+def test_seeds_of_streams_may_be_an_array(world):
+    frames, actions = clip(3)
+    latents = []
+    for seed in ([5, 6], np.array([5, 6])):
+        rollout = Rollout(world, batch_size=2)
+        rollout.prime(frames, actions[:, :2], seed=seed)
+        latents.append(rollout.step_latents(1))
+    assert torch.equal(*latents)
+
+
 def test_priming_forgets_a_stream_that_went_wrong(world):
     """Masked keys still count zero times, which a NaN survives."""
     frames, actions = clip(5, batch=1)
@@ -669,6 +710,11 @@ def test_misuse_is_said_in_one_line(world):
         Rollout(world, context_frames=2)
     with pytest.raises(ValueError, match="at least 1"):
         Rollout(world, num_steps=0)
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        Rollout(world, batch_size=0)
+    for scale in (-0.5, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="guidance_scale must not be negative"):
+            Rollout(world, guidance_scale=scale)
     with pytest.raises(ValueError, match="uint8"):
         Rollout(world).prime(torch.zeros(1, 2, 8, 8, 3), torch.zeros(1, 1, dtype=torch.int64))
     with pytest.raises(ValueError, match="must divide"):

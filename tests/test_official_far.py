@@ -1,17 +1,16 @@
 """The benchmark against the official schedule of work: its re-enactment does what the official recordings say."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import parity
 import pytest
 import torch
+from test_few_step import script
 
 from farworld.models import flow
 from farworld.models.far import FARConfig
 
-ROOT = Path(__file__).parents[1]
 REFERENCE = Path(__file__).parent / "data" / "reference"
 RECORDED = [name for name in parity.case_names(REFERENCE) if name.startswith("c_long")]
 UNGUIDED = [name for name in RECORDED if "g1.5" not in name]  # the re-enactment has no guidance
@@ -23,10 +22,7 @@ TINY = FARConfig(
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("official_far", ROOT / "benchmarks" / "official_far.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return script("official_far")
 
 
 @pytest.mark.parametrize("name", UNGUIDED)
@@ -106,7 +102,7 @@ def test_the_command_prints_a_row_for_each_mode_and_one_json_object(benchmark, m
     monkeypatch.setattr(benchmark, "FAR_B_LONG", TINY)
     arguments = "--steps 1 2 --contexts 2 6 --frames 1 --modes official sliding --json"
     monkeypatch.setattr("sys.argv", ["official_far.py", *arguments.split()])
-    benchmark.main()
+    benchmark.run(benchmark.app)
     lines = capsys.readouterr().out.splitlines()
     report = json.loads(lines[-1])
     assert len(report["rows"]) == 8 == sum(line.startswith("| ") for line in lines) - 1
@@ -119,7 +115,7 @@ def test_the_command_prints_a_row_for_each_mode_and_one_json_object(benchmark, m
 def test_bad_input_is_one_line_and_exit_code_2(benchmark, monkeypatch, capsys, arguments):
     monkeypatch.setattr("sys.argv", ["official_far.py", *arguments])
     with pytest.raises(SystemExit) as exit_:
-        benchmark.main()
+        benchmark.run(benchmark.app)
     output = capsys.readouterr()
     assert exit_.value.code == 2 and output.out == ""
     assert output.err.startswith("error: ") and output.err.count("\n") == 1

@@ -50,6 +50,23 @@ def test_a_packed_autoencoder_makes_the_same_to_rounding(attention_stages, batch
     torch.testing.assert_close(fast.decoder(latents), plain.decoder(latents), atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.skipif(not can_pack_convolutions(torch.bfloat16), reason="no oneDNN convolutions in bfloat16 here")
+@pytest.mark.parametrize("attention_stages", [0, 1])
+def test_a_decoder_in_bfloat16_shows_nearly_the_same_and_nothing_else_changes(attention_stages):
+    """One with attention stays in float32."""
+    plain = autoencoder(attention_stages)
+    fast = copy.deepcopy(plain)
+    pack_convolutions(fast, 32, 32, decoder_dtype=torch.bfloat16)
+    assert (fast.decoder.conv_out(torch.zeros(1, 16, 8, 8)).dtype == torch.float32) == bool(attention_stages)
+    pixels = torch.rand(2, 3, 32, 32) * 2 - 1
+    latents = plain.encoder(pixels)
+    torch.testing.assert_close(fast.encoder(pixels), latents, atol=2e-5, rtol=1e-4)
+    frames, expected = (model.decode(latents).double() for model in (fast, plain))
+    assert 10 * torch.log10(255**2 / (frames - expected).square().mean().clamp(min=1e-9)) > 48
+    assert all(torch.equal(fast.state_dict()[name], tensor) for name, tensor in plain.state_dict().items())
+    assert torch.equal(pickle.loads(pickle.dumps(fast)).decode(latents), fast.decode(latents))
+
+
 @needs_kernels
 def test_batch_norms_and_shortcuts_cost_nothing_any_more():
     fast = autoencoder()

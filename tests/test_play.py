@@ -15,12 +15,12 @@ os.environ["SDL_VIDEODRIVER"] = "dummy"
 import pygame
 
 from farworld.actions import Action, ActionVocabulary
-from farworld.checkpoint import Context
+from farworld.checkpoint import Context, bundled_worlds, config_from_json, resolve
 from farworld.cli import app
 from farworld.play.hud import BAR_HEIGHT
 from farworld.play.keys import Keys
 from farworld.play.player import WorldPlayer, open_player
-from farworld.play.script import Script, parse_script
+from farworld.play.script import Script, parse_script, read_script
 from farworld.play.window import Window
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,6 +46,7 @@ class LastActionRollout:
     num_steps = 1
     context_frames = 8
     context_in_use = 1
+    snapshot_bytes = 1000
 
     def __init__(self, on_step=lambda: None):
         self.actions = []
@@ -60,6 +61,14 @@ class LastActionRollout:
         self.actions.append(action)
         self.on_step()
         return shows(action)[None]
+
+    def snapshot(self):
+        """What was done."""
+        return tuple(self.actions)
+
+    def restore(self, snapshot):
+        """Go back to that."""
+        self.actions[:] = snapshot
 
 
 def shows(action):
@@ -93,7 +102,7 @@ def next_action(window):
     """Handle events and show a frame, as the loop does; the action that the picture on the screen shows."""
     window.handle_events()
     window.show_next_frame()
-    return window._screen.get_at((window._screen.get_width() // 2, 20)).r // 40 - 1
+    return window._screen.get_at((window._screen.get_width() // 2, 60)).r // 40 - 1  # under any message
 
 
 def test_the_key_pressed_while_a_frame_shows_decides_the_next_frame():
@@ -237,6 +246,79 @@ def test_a_message_vanishes_while_the_world_waits(window, monkeypatch):
     assert window._message == ""
 
 
+def test_the_rewind_key_goes_back_frame_by_frame_and_play_goes_on_from_there(window):
+    """A key that is held over it counts from the first new frame, a tap while it goes back does not."""
+    post("left")
+    assert [next_action(window) for _ in range(2)] == [LEFT, LEFT]
+    post("left", up=True)
+    post("space")
+    assert next_action(window) == JUMP
+    post("space", up=True)
+    assert next_action(window) == NOOP
+    post("backspace")
+    assert next_action(window) == JUMP
+    post("right")
+    post("right", up=True)
+    post("up")
+    assert next_action(window) == LEFT and window._rewind_text == "« 0.0 s"
+    assert window.player.rollout.actions == [LEFT, LEFT] and window.player.num_frames == 2
+    post("backspace", up=True)
+    assert [next_action(window) for _ in range(2)] == [FORWARD, FORWARD]
+    assert window.player.rollout.actions == [LEFT, LEFT, FORWARD, FORWARD] and window.player.num_frames == 4
+
+
+def test_a_tap_of_the_rewind_key_goes_one_frame_back_also_while_paused(window):
+    post("left")
+    assert [next_action(window) for _ in range(3)] == [LEFT] * 3
+    post("p", "backspace")
+    post("backspace", up=True)
+    window.handle_events()
+    assert window._rewinding
+    window.show_next_frame()
+    assert window.paused and not window._rewinding and window.player.num_frames == 2
+    post("p", "backspace")  # held, and lost with the focus
+    pygame.event.post(pygame.event.Event(pygame.WINDOWFOCUSLOST))
+    assert next_action(window) == NOOP
+
+
+def test_rewinding_keeps_the_pace_and_stops_at_the_start():
+    rollout = LastActionRollout()
+    with Window(make_player(frames_per_second=50.0, rollout=rollout), size=64) as window:
+        for _ in range(4):
+            next_action(window)
+        rewind, times = window.player.rewind, []
+
+        def timed():
+            times.append(time.perf_counter())
+            if len(times) == 7:
+                pygame.event.post(pygame.event.Event(pygame.QUIT))
+            return rewind()
+
+        window.player.rewind = timed
+        post("backspace")
+        window.run()
+        assert rollout.actions == [] and window.player.num_frames == 0
+        assert window._rewind_text == "« 0.1 s, the start" and window.player.num_rewound == 4
+        assert times[-1] - times[0] >= 5 / 50  # the first may be late, and the second then come at once
+        post("r")
+        window.handle_events()
+        assert not window._rewinding and window.player.news == "from the start"
+
+
+@pytest.mark.parametrize(("seconds", "num_bytes", "remembered"), [(0.1, 2**20, 5), (9.0, 7 * 1768, 7)])
+def test_how_far_back_is_bounded_by_time_and_by_memory(monkeypatch, seconds, num_bytes, remembered):
+    """A moment is a snapshot of 1000 bytes and a picture of 768, at 50 a second."""
+    monkeypatch.setattr("farworld.play.player.REWIND_SECONDS", seconds)
+    monkeypatch.setattr("farworld.play.player.REWIND_BYTES", num_bytes)
+    player = make_player()
+    for _ in range(20):
+        player.tick()
+    assert [player.rewind() for _ in range(9)] == [True] * remembered + [False] * (9 - remembered)
+    assert player.news == "no further" and player.num_frames == 20 - remembered
+    player.reset()
+    assert not player.rewind() and player.news == "the start"
+
+
 @pytest.mark.parametrize("key", ["escape", "q"])
 def test_escape_and_q_quit(window, key):
     post(key)
@@ -316,6 +398,15 @@ def test_a_wrong_line_of_a_script_is_named(text, complaint):
         parse_script(text, VOCABULARY)
 
 
+def test_a_script_of_a_windows_editor_is_read(tmp_path):
+    """It begins with a byte order mark."""
+    (tmp_path / "keys.txt").write_text("up x2\n", encoding="utf-8-sig")
+    assert read_script(tmp_path / "keys.txt", VOCABULARY) == parse_script("up x2", VOCABULARY)
+    (tmp_path / "keys.txt").write_text("up x2\n", encoding="utf-16")
+    with pytest.raises(ValueError, match="no text file in UTF-8"):
+        read_script(tmp_path / "keys.txt", VOCABULARY)
+
+
 def test_an_empty_script_lasts_no_frames():
     assert parse_script("# nothing\n", VOCABULARY) == Script()
 
@@ -337,6 +428,106 @@ def test_same_start_seed_and_keys_give_the_same_frames(tiny_world_path):
     assert np.array_equal(play(player), first)
     assert np.array_equal(play(open_player(tiny_world_path, seed=3, start=1, device="cpu")), first)
     assert not np.array_equal(play(open_player(tiny_world_path, seed=4, start=1, device="cpu")), first)
+
+
+@pytest.mark.parametrize("layout", ["sliding", "anchored"])
+def test_a_rewound_world_shows_the_very_frames_again_and_dreams_them_again(tiny_world_path, layout):
+    """The same keys after a rewind give the same frames, other keys others; across the length of the context, too."""
+    player = open_player(tiny_world_path, seed=3, layout=layout, device="cpu")
+
+    def play(num_frames, key=None):
+        frames = []
+        for i in range(num_frames):
+            player.keys.hold([key or ["up", "left", "right"][i % 3]])
+            player.tick()
+            frames.append(player.frame.copy())
+        return frames
+
+    start = player.frame.copy()
+    first = play(12)
+    later = play(6)
+    for number in range(17, 11, -1):
+        assert np.array_equal(player.frame, later[number - 12])
+        assert player.rewind()
+    assert np.array_equal(player.frame, first[-1]) and player.num_frames == 12
+    assert player.action == [1, 2, 3][11 % 3]
+    assert not np.array_equal(play(6, "up")[-1], later[-1])
+    for _ in range(6):
+        player.rewind()
+    assert np.array_equal(play(6), later)
+    shown = [player.frame.copy() for _ in iter(player.rewind, False)]
+    assert np.array_equal(shown[::-1], [start, *first, *later][:-1])
+    assert np.array_equal(play(12), first)
+
+
+def test_a_script_rewinds_and_the_video_shows_it(tiny_world_path, tmp_path, capfd):
+    (tmp_path / "keys.txt").write_text("up x4\nleft x2\nbackspace x2\nleft x2\n")
+    frames = []
+    script = parse_script((tmp_path / "keys.txt").read_text(), VOCABULARY)
+    assert script.num_frames == 10 and [entry.rewind for entry in script.per_frame(10)].count(True) == 2
+    from farworld.play.headless import play_script
+
+    player = open_player(tiny_world_path, device="cpu")
+    play_script(player, script, 10, SimpleNamespace(write=lambda frame: frames.append(frame.copy())))
+    assert np.array_equal(frames[6:], [frames[4], frames[3], frames[4], frames[5]])
+    arguments = ["play", "--ckpt", tiny_world_path, "--headless", "--script", tmp_path / "keys.txt",
+                 "--save", tmp_path / "out.mp4", "--device", "cpu", "--json"]  # fmt: skip
+    app([str(argument) for argument in arguments], result_action="return_value")
+    report = json.loads(capfd.readouterr().out)
+    assert (report["frames"], report["rewound"], report["held_still"]) == (10, 2, 0)
+    with av.open(str(tmp_path / "out.mp4")) as container:
+        assert len(list(container.decode(video=0))) == 10
+
+
+def test_a_gif_holds_the_frames_at_their_pace(tmp_path):
+    """A GIF counts in hundredths of a second; a frame of 13.3 has to be 13 or 14, and three of them 40."""
+    from PIL import Image, ImageSequence
+
+    from farworld.play.headless import open_video, play_script
+
+    player, shown = make_player(frames_per_second=7.5), []
+    script = parse_script("up\nleft\nspace\nbackspace x2\n- x4\n", VOCABULARY)
+    with open_video(tmp_path / "new" / "out.gif", player) as video:
+        play_script(player, script, script.num_frames, SimpleNamespace(
+            write=lambda frame: (video.write(frame), shown.append(frame))))  # fmt: skip
+        assert not (tmp_path / "new").exists()  # the colours of all frames are chosen at the end
+    with Image.open(tmp_path / "new" / "out.gif") as gif:
+        assert gif.size == (256, 256) and gif.info["loop"] == 0
+        pictures = [(np.array(each.convert("RGB")), each.info["duration"]) for each in ImageSequence.Iterator(gif)]
+    assert [duration for _, duration in pictures[:5]] == [130, 140, 130, 130, 140]
+    assert sum(duration for _, duration in pictures) == 1200  # the last four look alike, and may be one picture
+    for (picture, _), frame in zip(pictures, shown, strict=False):
+        assert np.abs(picture.astype(int) - frame[0, 0]).max() <= 1
+    with open_video(tmp_path / "none.gif", player):
+        pass
+    assert not (tmp_path / "none.gif").exists()
+    with (
+        pytest.raises(ValueError, match="50 frames a second at most, got 60.0"),
+        open_video(tmp_path / "out.gif", make_player(frames_per_second=60.0)),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("name", ["dmlab", "minecraft"])
+def test_the_keys_of_the_gifs_are_those_of_the_bundled_worlds(name):
+    """`make gifs` must also work with the next weights; the ways end where they began, so that the GIF has no seam."""
+    if name not in bundled_worlds():
+        pytest.skip(f"the world {name} is not bundled here")
+    config = config_from_json(json.loads((resolve(name) / "config.json").read_text()))
+    script = read_script(ROOT / "docs" / f"{name}.txt", config.vocabulary)
+    assert 5 <= script.num_frames / config.frames_per_second <= 8
+    steps = sum(bool(entry.keys) for entry in script.per_frame(script.num_frames))
+    assert steps == sum(entry.rewind for entry in script.per_frame(script.num_frames)) > 0
+    assert (ROOT / "docs" / f"{name}.gif").stat().st_size < 1_500_000
+
+
+def test_backspace_belongs_to_the_world_that_uses_it():
+    vocabulary = ActionVocabulary((Action(name="noop"), Action(name="erase", keys=("backspace",))))
+    assert parse_script("backspace", vocabulary).entries[0].keys == ("backspace",)
+    with Window(make_player(vocabulary), size=64) as window:
+        post("backspace")
+        assert [next_action(window) for _ in range(2)] == [1, 1]
+        assert ("backspace", "rewind") not in window._help_rows()
 
 
 def test_a_start_that_is_not_there_is_an_error(tiny_world_path):
@@ -376,8 +567,9 @@ def test_the_video_of_a_window_holds_every_frame_that_was_shown(tmp_path):
         (["--headless"], "--headless needs --script"),
         (["--script", "keys.txt"], "go with --headless"),
         (["--headless", "--frames", "0"], "--frames must be 1 or more, got 0"),
-        (["--headless", "--frames", "3", "--save", "out.gif"], "ends in .mp4, got out.gif"),
+        (["--headless", "--frames", "3", "--save", "out.avi"], "ends in .mp4 or .gif, got out.avi"),
         (["--headless", "--script", "nowhere.txt"], "no script .*nowhere.txt"),
+        (["--headless", "--frames", "1", "--guidance", "nan"], "guidance_scale must not be negative"),
     ],
 )
 def test_a_wrong_option_is_an_error_that_says_what_to_do(tiny_world_path, arguments, complaint):
@@ -400,5 +592,5 @@ def test_without_a_display_one_line_names_headless(tiny_world_path):
 def test_help_describes_the_script(capsys):
     app(["play", "--help"], result_action="return_value")
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for part in ("up x10", "up+left x3", "- x5", "action:forward x4"):
+    for part in ("up x10", "up+left x3", "- x5", "action:forward x4", "backspace x5", "Backspace, held, rewinds"):
         assert part in text

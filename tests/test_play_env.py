@@ -170,8 +170,22 @@ def test_a_take_can_be_discarded(tmp_path):
         play_actions(player, [UP_LEFT])
     dataset = Dataset(tmp_path)
     assert [dataset.num_frames(i) for i in range(len(dataset))] == [4, 2]
-    with open_env_player(TINY) as player, Window(player, size=64) as window:  # nothing is recorded, nothing discarded
-        assert "backspace" not in window._commands and not player.discard()
+    with open_env_player(TINY) as player:  # nothing is recorded, nothing discarded
+        assert not player.discard()
+
+
+def test_a_real_environment_says_that_it_cannot_be_rewound(tmp_path, monkeypatch, capsys):
+    """Time goes on there, and what is recorded stays what was done."""
+    with open_env_player(TINY) as player, Window(player, size=64) as window:
+        play_actions(player, [FIRE] * 3)
+        pygame.event.post(pygame.event.Event(pygame.KEYDOWN, key=pygame.K_BACKSPACE))
+        window.handle_events()
+        window.show_next_frame()
+        assert window._message == "a real environment can't be rewound" and player.num_frames == 4
+        assert "backspace" not in dict(window._help_rows()) and not player.rewind()
+    (tmp_path / "keys.txt").write_text("space x3\nbackspace x2\n")
+    with pytest.raises(ValueError, match="can't be rewound: leave backspace out of the script"):
+        run("--env", TINY, "--headless", "--script", tmp_path / "keys.txt", "--record", tmp_path / "data")
 
 
 def test_start_i_is_where_record_begins_episode_i(tmp_path):
@@ -244,6 +258,7 @@ def test_on_quitting_it_says_what_was_written_and_how_to_look_at_it(tmp_path, ca
         (("--ckpt", "dmlab", "--frame-size", "32"), "--frame-size goes with --env"),
         (("--env", "moze"), "unknown environment 'moze'.*maze, voxel.*did you mean maze?"),
         (("--env", TINY, "--start", "-1"), "start must be 0 or more, got -1"),
+        (("--env", TINY, "--seed", "-1"), "seed must be 0 or more, got -1"),
         (("--env", TINY, "--frame-size", "40"), "multiple of 16, got 40"),
         (("--env", TINY, "--env-arg", "takes=text"), "expected actions of Discrete, MultiDiscrete"),
         (("--ckpt", "dmlab", "--env-arg", "takes=box"), "--env-arg goes with --env"),

@@ -207,6 +207,18 @@ def test_an_unknown_environment_gets_the_nearest_match(tmp_path, monkeypatch, ca
         resolve_env_id("CartPol-v1")
 
 
+def test_a_module_is_found_in_the_folder_of_now(tmp_path, monkeypatch):
+    """The installed command does not have it on its path, as `python -m farworld` has."""
+    (tmp_path / "module_of_mine.py").write_text("def make_env():\n    pass\n")
+    (tmp_path / "module_half_written.py").write_text("def make_env(:\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.chdir(tmp_path)
+    assert resolve_env_id("module_of_mine:make_env") == "module_of_mine:make_env"
+    for name, reason in (("module_half_written", "SyntaxError"), (".relative", "relative import")):
+        with pytest.raises(ImportError, match=f"{name} cannot be imported: .*{reason}"):
+            resolve_env_id(f"{name}:make_env")
+
+
 def test_a_missing_engine_names_its_command(monkeypatch):
     """The extra that installs it."""
     monkeypatch.setitem(sys.modules, "miniworld", None)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from farworld.line_plot import line_plot
-from farworld.train.compare import compare_results, t_quantile
+from farworld.train.compare import _interval, compare_results, t_quantile
 from farworld.train.report import read_results, write_report
 from farworld.video import decode_mp4
 
@@ -133,6 +133,15 @@ def test_results_are_matched_by_name_or_as_the_only_ones():
 @pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (5, 2.571), (10, 2.228), (20, 2.086), (60, 2.000)])
 def test_quantiles_are_those_of_students_t(freedom, expected):
     assert t_quantile(freedom) == pytest.approx(expected, rel=0.006)
+
+
+def test_a_rounding_error_costs_no_degree_of_freedom():
+    """Of eight paired differences 9 % were judged with six degrees of freedom instead of seven."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        gains = rng.normal(size=8)
+        expected = 2.365 * gains.std(ddof=1) / np.sqrt(8)
+        assert _interval([gains]) == pytest.approx(expected, rel=1e-9)
 
 
 def points_of(svg):

@@ -192,7 +192,7 @@ def test_a_world_carries_its_step_sizes_and_its_context_noise():
     stored = json.loads(json.dumps(config_to_json(config)))
     assert config_from_json(stored) == config
     world = WorldModel(config)
-    assert Rollout(world).context_noise == 0.1 and Rollout(world)._step_sizes == [0.25] * 4
+    assert Rollout(world).context_noise == 0.1 and Rollout(world).settings.step_sizes == [0.25] * 4
     for name in ("shortcut_steps",):  # an older world says nothing of them
         del stored["model"][name]
     del stored["context_noise"]

@@ -158,6 +158,17 @@ def test_architecture_and_autoencoder_are_fixed_once_weights_depend_on_them(bars
     assert result["world_steps"] == 3
 
 
+def test_a_resumed_run_heeds_settings_of_the_optimizer(bars, tmp_path):
+    """A checkpoint brought those of the earlier sitting, and --set was taken without an effect."""
+    run, _ = train(tmp_path / "run", bars, "autoencoder_steps=2", "world_steps=2")
+    train(run.path, bars, "autoencoder_steps=2", "world_steps=3", "weight_decay=0.25", "betas=(0.5,0.75)", resume=True)
+    optimizer = torch.load(run.path / "checkpoints" / "world-00000003.pt")["optimizer"]
+    matrices, vectors = optimizer["param_groups"]
+    assert (matrices["weight_decay"], vectors["weight_decay"]) == (0.25, 0)
+    assert tuple(matrices["betas"]) == tuple(vectors["betas"]) == (0.5, 0.75)
+    assert {int(moments["step"]) for moments in optimizer["state"].values()} == {3}  # and the moments go on
+
+
 def test_an_infinite_loss_stops_the_run_and_keeps_the_last_checkpoint(bars, tmp_path, monkeypatch):
     run, _ = train(tmp_path / "run", bars, "autoencoder_steps=4", "checkpoint_every=2", stage="autoencoder")
     monkeypatch.setattr(autoencoder_stage, "to_pixels", lambda frames: frames.permute(0, 3, 1, 2).float() * torch.inf)

@@ -122,3 +122,9 @@ def test_a_source_without_videos_or_classes_says_what_was_expected(tmp_path):
         import_videos(tmp_path / "bair", tmp_path / "data", VideoOptions(size=16, labels=True))
     with pytest.raises(ValueError, match="size and interval must be 1 or more, got 16 and 0"):
         VideoOptions(size=16, interval=0)
+
+
+def test_a_video_that_cannot_be_written_is_named(tmp_path):
+    """Where it is made, before anything is played."""
+    with pytest.raises(OSError, match=tmp_path.name):
+        VideoWriter(tmp_path, 10.0, 32, 32)

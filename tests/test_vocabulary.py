@@ -90,7 +90,7 @@ def test_names_that_are_understood_get_their_keys(said, keys):
 
 def write(path, text):
     file = path / "keys.toml"
-    file.write_text(text)
+    file.write_text(text, encoding="utf-8")
     return file
 
 
@@ -155,6 +155,12 @@ def test_what_is_wrong_with_a_file_is_said(tmp_path, text, space, message):
     with pytest.raises(ValueError, match=message) as error:
         read_action_file(path, space)
     assert str(path) in str(error.value) and "\n" not in str(error.value).replace(text, "")
+
+
+def test_a_file_of_a_windows_editor_is_read(tmp_path):
+    """It begins with a byte order mark."""
+    path = write(tmp_path, '\ufeff[[actions]]\nname = "it"\naction = 1')
+    assert read_action_file(path, Discrete(2)).env_actions == (1,)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

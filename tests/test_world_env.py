@@ -154,6 +154,13 @@ def test_many_at_once_are_each_the_environment_that_they_would_be_alone(make_man
     assert ended >= 9
 
 
+def test_seeds_of_many_may_be_numpys(make_many):
+    envs = make_many(num_envs=2)
+    expected = envs.reset(seed=[3, 4])[0]
+    for seed in (3, np.int64(3), np.array([3, 4]), (3, 4)):
+        assert np.array_equal(envs.reset(seed=seed)[0], expected)
+
+
 def test_frames_that_were_given_stay_as_they_are(make_many):
     envs = make_many(num_envs=2, max_episode_steps=2, render_mode="rgb_array")
     assert envs.metadata["render_fps"] == 20
@@ -193,8 +200,11 @@ def test_misuse_of_many_is_said_in_one_line(make_many):
     for wrong in ([True, False], np.array([1, 0]), np.array([True])):
         with pytest.raises(ValueError, match="reset_mask"):
             envs.reset(options={"reset_mask": wrong})
-    with pytest.raises(ValueError, match="seed for each of 2"):
-        envs.reset(seed=[1, 2, 3])
+    with pytest.raises(ValueError, match="an environment to reset, got none"):
+        envs.reset(options={"reset_mask": np.array([False, False])})
+    for seeds in ([1, 2, 3], []):
+        with pytest.raises(ValueError, match="seed for each of 2"):
+            envs.reset(seed=seeds)
     for actions in (np.array([0, 5]), np.array([0.0, 1.0]), np.array([0, 0, 0])):
         with pytest.raises(ValueError, match=r"\[0, 4\]|integers of shape"):
             envs.step(actions)

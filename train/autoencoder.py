@@ -33,6 +33,7 @@ from farworld.train.run import (
     learning_rate_factor,
     moving_average,
     step_generator,
+    with_own_settings,
 )
 from farworld.video import contact_sheet, write_png
 
@@ -112,7 +113,9 @@ class AutoencoderState(TrainState):
                 "the run has a discriminator of other sizes; go on with the autoencoder_gan_width and "
                 "autoencoder_gan_layers that it was begun with, or begin a new run with another --out"
             ) from error
-        self.discriminator_optimizer.load_state_dict(state["discriminator_optimizer"])
+        self.discriminator_optimizer.load_state_dict(
+            with_own_settings(self.discriminator_optimizer, state["discriminator_optimizer"])
+        )
 
     @property
     def result(self) -> Autoencoder:

@@ -15,7 +15,7 @@ T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2
 def t_quantile(freedom: float) -> float:
     """How many standard errors a 95 % interval reaches, with so many degrees of freedom, 1 or more."""
     if freedom < len(T_QUANTILES) + 1:
-        return T_QUANTILES[max(1, int(freedom)) - 1]
+        return T_QUANTILES[max(1, int(freedom + 1e-9)) - 1]  # whole numbers may come a rounding error short
     return 1.96 + 2.5 / freedom
 
 

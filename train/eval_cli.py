@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -120,6 +121,13 @@ def evaluate(
     chosen_steps = list(dict.fromkeys(wanted))
     if one_step and len(chosen_steps) > 1:
         raise ValueError("--one-step takes one number of --steps")
+    of_dreams = {
+        "context": context != 144, "predict": predict != 156, "seeds": seeds != 1, "trajectories": trajectories != 1,
+        "i3d": i3d, "remember": remember, "guidance": guidance != 1.0, "layout": layout, "keep": keep,
+    }  # fmt: skip
+    if one_step and any(of_dreams.values()):
+        unheeded = next(name for name, given in of_dreams.items() if given)
+        raise ValueError(f"--one-step dreams nothing on, so that --{unheeded} says nothing; leave one of them out")
 
     from farworld.console import print_json, stdout_to_stderr
     from farworld.train.prediction import PredictionTask
@@ -237,7 +245,10 @@ def _predict(
     remember = min(remember or config.context_frames, task.frames)
     results: list[dict[str, Any]] = []
     speeds, pictures = {}, {}
-    shelf = prediction.Shelf(keep, {"world": _fingerprint(world), "batch_size": batch_size})
+    kept_for: dict[str, Any] = {"world": _fingerprint(world), "batch_size": batch_size}
+    if keep and i3d:  # features of one network are at no distance from another's that would mean anything
+        kept_for["i3d"] = hashlib.blake2b(i3d.read_bytes(), digest_size=12).hexdigest()
+    shelf = prediction.Shelf(keep, kept_for)
     each = len(chosen) * task.predict * task.trajectories * task.seeds
     with progress_bar("dreaming", len(steps) * each, unit="frames") as advance:
         for number in steps:
@@ -275,8 +286,6 @@ def _predict(
 
 def _fingerprint(world: World) -> str:
     """Tells worlds apart by the content of their files."""
-    import hashlib
-
     from farworld.checkpoint import AUTOENCODER_FILE, CONFIG_FILE, MODEL_FILE
 
     digest = hashlib.blake2b(digest_size=12)

@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel
 
 from farworld.console import progress_bar
+from farworld.device import has_bfloat16
 from farworld.lock import lock_folder
 from farworld.train.config import TrainConfig, from_json, to_json
 from farworld.train.log import open_log
@@ -164,9 +165,14 @@ class TrainState:
             index: {name: own_part(tensor, parameters[index]) for name, tensor in values.items()}
             for index, values in state["optimizer"]["state"].items()
         }
-        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
+        self.optimizer.load_state_dict(with_own_settings(self.optimizer, {"state": moments}))
         if self.average:
             self.average.load_state_dict(own_parts(state["average"], self.average.state_dict()))
+
+
+def with_own_settings(optimizer: torch.optim.Optimizer, stored: dict) -> dict:
+    """What an optimizer has kept, beside the settings of this one, which are the config's and may be other ones now."""
+    return {**stored, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def moving_average(model: nn.Module, decay: float) -> AveragedModel:
@@ -229,12 +235,8 @@ def autocast(config: TrainConfig, device: torch.device) -> contextlib.AbstractCo
 
 
 def uses_bfloat16(config: TrainConfig, device: torch.device) -> bool:
-    """Whether matrices are multiplied in bfloat16; without hardware for it a CPU is slower that way."""
-    if config.precision != "auto":
-        return config.precision == "bfloat16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    """Whether matrices are multiplied in bfloat16."""
+    return has_bfloat16(device) if config.precision == "auto" else config.precision == "bfloat16"
 
 
 @contextlib.contextmanager
@@ -302,7 +304,6 @@ def fit(
         KeyboardInterrupt: Ctrl-C, after the step in progress and its checkpoint.
     """
     config, ranks = run.config, run.ranks
-    # The config's rates, taken before a checkpoint brings those of an earlier sitting.
     rates = [group["lr"] for group in state.optimizer.param_groups]
     stored = run.load_checkpoint(stage)
     if stored is not None:

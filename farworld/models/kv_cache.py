@@ -125,6 +125,11 @@ class KVCache:
         return (self._storage.numel() + self._sinks.numel()) * self._storage.element_size()
 
     @property
+    def token_bytes(self) -> int:
+        """Memory of one token's keys and values, in bytes."""
+        return self._storage[..., 0, :].numel() * self._storage.element_size()
+
+    @property
     def scratch_slot(self) -> int:
         """The slot of the frame that is being denoised."""
         return self.frame_of_slot.shape[1] - 1

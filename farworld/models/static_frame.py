@@ -14,6 +14,7 @@ Shape letters: B streams, R streams times branches of guidance, F frames, C H W 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -145,7 +146,7 @@ class StaticFrame:
         self._run: Callable[[], None] = self._frame
         if compiler is not None:
             self._run = torch.compile(self._frame, backend=compiler, fullgraph=True, dynamic=False)
-        self._graph: torch.cuda.CUDAGraph | None = None
+        self._replay: Callable[[], None] | None = None
         self._sent = torch.cuda.Event() if device.type == "cuda" else None
 
     def __call__(self, new: NewFrames) -> Tensor:
@@ -178,10 +179,19 @@ class StaticFrame:
             self._run()
         else:
             with torch.cuda.device(cache.keys.device):  # streams and graphs are the current device's
-                if self._graph is None:
-                    self._graph = self._captured()
-                self._graph.replay()
+                if self._replay is None:
+                    self._replay = self._replayable()
+                self._replay()
         return self._result.clone()
+
+    def _replayable(self) -> Callable[[], None]:
+        """The frame as a graph, or as it is where none can be captured: a driver or a kernel may forbid that."""
+        try:
+            return self._captured().replay
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[0]
+            warnings.warn(f"frames are made without a CUDA graph, and slower: {reason}", stacklevel=2)
+            return self._run
 
     def _captured(self) -> torch.cuda.CUDAGraph:
         """The frame as a graph; to run it again and again changes nothing, since it writes the same each time."""

@@ -35,8 +35,8 @@ BACKEND_HELP = (
 )
 SCRIPT_HELP = (
     "Keys to press when headless, a text file with one entry a line, KEY[+KEY...] [xCOUNT]: `up x10` holds a key "
-    "for 10 frames, `up+left x3` two of them, `- x5` none, `action:forward x4` takes an action by its name, and "
-    "`#` begins a comment. After its end no key is held."
+    "for 10 frames, `up+left x3` two of them, `- x5` none, `action:forward x4` takes an action by its name, "
+    "`backspace x5` goes 5 frames back, and `#` begins a comment. After its end no key is held."
 )
 
 THREADS_HELP = (
@@ -79,14 +79,15 @@ def play(
     frames: Annotated[
         int | None, Parameter(help="Frames to play when headless; the script's length without it.")
     ] = None,
-    save: Annotated[Path | None, Parameter(help="Write what is shown to an .mp4.")] = None,
+    save: Annotated[Path | None, Parameter(help="Write what is shown to an .mp4 or a .gif.")] = None,
     options: EnvOptions | None = None,
     json: Annotated[bool, Parameter(negative=(), help="Print one JSON object on stdout at the end.")] = False,
 ) -> None:
     """Play a learned world, or with --env a real environment, in a window or headless.
 
     Either --ckpt or --env is needed. In the window, F1 shows the keys. P pauses, N makes one step, R starts again,
-    Tab takes the next start, H hides the bar, Esc or Q quits; a key that the world itself uses belongs to the world.
+    Tab takes the next start, H hides the bar, Esc or Q quits. Backspace, held, rewinds a learned world, by up to
+    30 seconds; a real environment can't be rewound. A key that the world itself uses belongs to the world.
     """
     prepare_environment()
     options = options or EnvOptions()
@@ -203,8 +204,8 @@ def _check(
         raise ValueError(f"--frames must be 1 or more, got {frames}")
     if size < 16:
         raise ValueError(f"--size must be 16 pixels or more, got {size}")
-    if save is not None and save.suffix != ".mp4":
-        raise ValueError(f"--save expects a file name that ends in .mp4, got {save}")
+    if save is not None and save.suffix not in (".mp4", ".gif"):
+        raise ValueError(f"--save expects a file name that ends in .mp4 or .gif, got {save}")
 
 
 def _run_headless(player: Player, script: Path | None, frames: int | None, save: Path | None) -> None:
@@ -238,6 +239,7 @@ def _report(player: Player, save: Path | None, seconds: float) -> dict[str, Any]
         "fps": round(player.num_ticks / seconds, 2),
         "actions": {name: player.action_counts[name] for name in player.vocabulary.names},
         "held_still": player.held_still,
+        "rewound": player.num_rewound,
         "save": save,
     }
 

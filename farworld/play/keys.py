@@ -6,6 +6,8 @@ from collections.abc import Collection
 
 from farworld.actions import ActionVocabulary
 
+REWIND_KEY = "backspace"  # where the world leaves it free
+
 
 class Keys:
     """The keys that are held, and the taps that no frame has answered yet.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +15,11 @@ from farworld.play.keys import Keys
 
 if TYPE_CHECKING:  # they import torch, which a real environment does not need
     from farworld.checkpoint import World
-    from farworld.rollout import Rollout
+    from farworld.rollout import Rollout, Snapshot
+
+REWIND_SECONDS = 30.0  # of the world's time, at most; a big world's memory may reach less far
+REWIND_BYTES = 256 * 2**20
+NO_REWIND = "a real environment can't be rewound"
 
 
 class Player(ABC):
@@ -34,7 +39,11 @@ class Player(ABC):
         num_ticks: frames shown, over all starts, those of holding still included.
         action_counts: how often each action was taken, by name, over all starts.
         held_still: ticks without a step, over all starts.
+        num_rewound: ticks that went a frame back, over all starts.
+        can_rewind: whether any can.
     """
+
+    can_rewind = False
 
     def __init__(self, *, name: str, vocabulary: ActionVocabulary, frames_per_second: float) -> None:
         """Show the start; a subclass makes itself ready for it first."""
@@ -44,6 +53,7 @@ class Player(ABC):
         self.keys = Keys(vocabulary)
         self.action_counts: Counter[str] = Counter()
         self.held_still = 0
+        self.num_rewound = 0
         self.num_ticks = 0
         self._begin("")
 
@@ -138,9 +148,43 @@ class Player(ABC):
         self.action_counts[self.vocabulary.names[action]] += 1
         return True
 
+    def rewind(self) -> bool:
+        """Show the frame before this one again; from there it goes on as if what came after had never been.
+
+        Returns:
+            False if none is remembered, and the frame stays.
+        """
+        self.num_ticks += 1
+        self.news = ""
+        self.keys.forget_taps()
+        before = self._go_back()
+        if before is None:
+            self.news = "no further" if self.num_frames else "the start"
+            self.held_still += 1
+            return False
+        self.frame, self.action = before
+        self.num_frames -= 1
+        self.num_rewound += 1
+        return True
+
+    def _go_back(self) -> tuple[np.ndarray, int | None] | None:
+        """Let the frame before be the newest one; it and the action that produced it, None if it is not remembered."""
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """A frame that was shown, the action that produced it, and the state from which it goes on."""
+
+    frame: np.ndarray
+    action: int | None
+    snapshot: Snapshot
+
 
 class WorldPlayer(Player):
-    """A learned world under the keys."""
+    """A learned world under the keys, which can be rewound: its latest moments are remembered."""
+
+    can_rewind = True
 
     def __init__(self, world: World, rollout: Rollout, *, seed: int = 0, start: int = 0) -> None:
         """Show a start context.
@@ -163,17 +207,33 @@ class WorldPlayer(Player):
         self.seed = seed
         self.start = start
         config = world.config
+        moment_bytes = rollout.snapshot_bytes + config.frame_height * config.frame_width * 3
+        num_moments = min(int(REWIND_SECONDS * config.frames_per_second), REWIND_BYTES // moment_bytes)
+        self._moments: deque[_Moment] = deque(maxlen=max(1, num_moments) + 1)  # oldest first; the last one is now
         super().__init__(name=config.name, vocabulary=config.vocabulary, frames_per_second=config.frames_per_second)
 
     def _first_frame(self) -> np.ndarray:
+        self._moments.clear()  # before their memory is asked for
         context = self.world.contexts[self.start]
         self.rollout.prime(context.frames[None], context.actions[None], seed=self.seed)
         if len(context.actions) and self.world.config.frame_action == "label":
             self.keys.idle = int(context.actions[-1])  # the start's own label goes on until another is asked for
-        return context.frames[-1]
+        return self._remember(context.frames[-1], None)
 
     def _next_frame(self, action: int) -> np.ndarray:
-        return self.rollout.step(action)[0]
+        return self._remember(self.rollout.step(action)[0], action)
+
+    def _remember(self, frame: np.ndarray, action: int | None) -> np.ndarray:
+        self._moments.append(_Moment(frame, action, self.rollout.snapshot()))
+        return frame
+
+    def _go_back(self) -> tuple[np.ndarray, int | None] | None:
+        if len(self._moments) < 2:
+            return None
+        self._moments.pop()
+        moment = self._moments[-1]
+        self.rollout.restore(moment.snapshot)
+        return moment.frame, moment.action
 
     def _choose_next_start(self) -> str:
         self.start = (self.start + 1) % len(self.world.contexts)

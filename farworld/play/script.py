@@ -1,7 +1,7 @@
 """Scripts of keys: what to press when nobody sits at the keyboard.
 
 One entry a line: `KEY[+KEY…] [xCOUNT]`, as in `up x10` or `up+left x3`. A `-` presses nothing, `action:NAME`
-takes an action by its name, and whatever follows a `#` is a comment.
+takes an action by its name, `backspace` goes a frame back, and whatever follows a `#` is a comment.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from farworld.actions import ActionVocabulary
+from farworld.play.keys import REWIND_KEY
 
 ACTION_PREFIX = "action:"
 _ENTRY = re.compile(r"(?P<what>.*?)(?:\s+x\s*(?P<count>\d+))?")
@@ -24,11 +25,13 @@ class Entry:
     Attributes:
         keys: held together; empty for none.
         action: taken whatever the keys; None to go by the keys.
+        rewind: go back instead.
         count: for how many frames.
     """
 
     keys: tuple[str, ...] = ()
     action: int | None = None
+    rewind: bool = False
     count: int = 1
 
 
@@ -42,6 +45,11 @@ class Script:
     def num_frames(self) -> int:
         """Frames that the script lasts."""
         return sum(entry.count for entry in self.entries)
+
+    @property
+    def rewinds(self) -> bool:
+        """Whether it goes back anywhere."""
+        return any(entry.rewind for entry in self.entries)
 
     def per_frame(self, num_frames: int) -> Iterator[Entry]:
         """The entry of each frame; after the script's end nothing is pressed."""
@@ -75,11 +83,13 @@ def _parse_entry(line: str, vocabulary: ActionVocabulary) -> Entry:
         return Entry(action=vocabulary.index(what.removeprefix(ACTION_PREFIX).strip()), count=count)
     known = dict.fromkeys(key for action in vocabulary.actions for key in action.keys)
     keys = tuple(key.strip().lower() for key in what.split("+"))
+    if keys == (REWIND_KEY,) and REWIND_KEY not in known:
+        return Entry(rewind=True, count=count)
     for key in keys:
         if key not in known:
             raise ValueError(
                 f"unknown key {key!r} in {line!r}; this world's keys are {', '.join(known) or 'none'}, "
-                f"- is no key, and {ACTION_PREFIX}NAME takes one of {', '.join(vocabulary.names)}"
+                f"- is no key, {REWIND_KEY} rewinds, and {ACTION_PREFIX}NAME takes one of {', '.join(vocabulary.names)}"
             )
     return Entry(keys=keys, count=count)
 
@@ -94,7 +104,7 @@ def read_script(path: Path, vocabulary: ActionVocabulary) -> Script:
     if not path.is_file():
         raise FileNotFoundError(f"there is no script {path.absolute()}; it is a text file with lines such as: up x10")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # Windows' editors begin with a byte order mark
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text file: {error}") from error
+        raise ValueError(f"{path} is no text file in UTF-8: {error}") from error
     return parse_script(text, vocabulary, str(path))

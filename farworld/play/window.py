@@ -16,10 +16,11 @@ except ImportError as error:
     raise ImportError('the window needs pygame-ce: pip install "pygame-ce>=2.5.6", or play --headless') from error
 
 from farworld.play.hud import BACKGROUND, BAR_HEIGHT, Hud, Status
+from farworld.play.keys import REWIND_KEY
+from farworld.play.player import NO_REWIND, Player
 
 if TYPE_CHECKING:
-    from farworld.play.player import Player
-    from farworld.video import VideoWriter
+    from farworld.video import GifWriter, VideoWriter
 
 NO_DISPLAY = "use --headless --script KEYS.txt --frames N --save out.mp4"
 MEASURED_SECONDS = 2.0  # what the figures in the bar are about
@@ -60,7 +61,7 @@ class Window:
         *,
         size: int = 640,
         frames_per_second: float | None = None,
-        video: VideoWriter | None = None,
+        video: VideoWriter | GifWriter | None = None,
     ) -> None:
         """Open it.
 
@@ -81,6 +82,8 @@ class Window:
         self.paused = False
         self.show_hud = True
         self.show_help = False
+        self._rewind_held = self._rewind_tapped = False  # its key is down; it went down, and no frame has answered yet
+        self._rewound, self._rewind_text = 0, ""  # frames since then, and what is said about them
         self._redraw = True
         self._message, self._message_until = "", 0.0
         self._shown: deque[tuple[float, float]] = deque()  # when a frame was shown, and what it took in ms
@@ -114,14 +117,14 @@ class Window:
             ".": self._single_step,
             "r": self._reset,
             "tab": self._next_start,
-            "backspace": self._discard,
+            REWIND_KEY: self._start_rewind if self.player.can_rewind else self._refuse_rewind,
             "h": self._toggle_hud,
             "f1": self._toggle_help,
             "escape": self._quit,
             "q": self._quit,
         }
-        if not self.player.recorded:
-            del commands["backspace"]
+        if self.player.recorded:
+            commands[REWIND_KEY] = self._discard
         return {key: command for key, command in commands.items() if key not in self.player.keys.known}
 
     def run(self) -> None:
@@ -130,7 +133,7 @@ class Window:
         self.draw()
         deadline = time.perf_counter() + period
         while self._wait_until(deadline):
-            if not (self.paused or self.show_help):
+            if (self._rewinding or not self.paused) and not self.show_help:
                 self.show_next_frame()
             deadline = max(deadline + period, time.perf_counter())  # what was late is not caught up with
 
@@ -151,18 +154,31 @@ class Window:
             self._handle(event)
 
     def show_next_frame(self) -> None:
-        """Step as the keys want it, and show the result."""
+        """Step as the keys want it, or go back while the rewind key is down, and show the result."""
         began = time.perf_counter()
-        self.player.tick()
-        if self.player.news:
-            self._say(self.player.news)
-        self.draw()
-        now = time.perf_counter()
-        self._shown.append((now, (now - began) * 1000))
-        while now - self._shown[0][0] > MEASURED_SECONDS and len(self._shown) > 2:
-            self._shown.popleft()
+        if self._rewinding:
+            self._rewound += self.player.rewind()
+            back = f"« {self._rewound / self.player.frames_per_second:.1f} s"
+            self._rewind_text = ", ".join(filter(None, (back, self.player.news)))
+            self.draw()
+            self._rewind_tapped = False
+            self._redraw = not self._rewind_held
+        else:
+            self.player.tick()
+            if self.player.news:
+                self._say(self.player.news)
+            self.draw()
+            now = time.perf_counter()
+            self._shown.append((now, (now - began) * 1000))
+            while now - self._shown[0][0] > MEASURED_SECONDS and len(self._shown) > 2:
+                self._shown.popleft()
         if self.video:
             self.video.write(self.player.frame)
+
+    @property
+    def _rewinding(self) -> bool:
+        """Also for the shortest tap, till it has gone one frame back."""
+        return self._rewind_held or self._rewind_tapped
 
     def draw(self) -> None:
         """Draw the picture and what is around it, and show it."""
@@ -179,6 +195,8 @@ class Window:
         if self.show_help:
             page = pygame.Rect(0, 0, screen.get_width(), max(0, room))
             self._hud.draw_help(screen, f"{player.name}: keys", self._help_rows(), page)
+        elif self._rewinding and self._rewind_text:
+            self._hud.draw_message(screen, self._rewind_text, area)
         elif self.paused:
             self._hud.draw_message(screen, "paused (N: one step)" if "n" in self._commands else "paused", area)
         elif self._message:
@@ -216,6 +234,7 @@ class Window:
             self._reset: "start again",
             self._next_start: "next start",
             self._discard: "discard the take",
+            self._start_rewind: "rewind",
             self._toggle_hud: "hide the bar",
             self._toggle_help: "this page",
             self._quit: "quit",
@@ -245,9 +264,13 @@ class Window:
                     keys.forget_taps()  # the last one counts for the next single step
                 keys.press(name)
         elif event.type == pygame.KEYUP:
-            keys.release(pygame.key.name(event.key).lower())
+            name = pygame.key.name(event.key).lower()
+            keys.release(name)
+            if name == REWIND_KEY:
+                self._rewind_held, self._redraw = False, True
         elif event.type == pygame.WINDOWFOCUSLOST:
             keys.release_all()  # the key goes up where we cannot see it
+            self._stop_rewind()
         elif event.type in (pygame.VIDEORESIZE, pygame.WINDOWEXPOSED):
             self._screen = pygame.display.get_surface() or self._screen
             self._redraw = True
@@ -270,12 +293,26 @@ class Window:
         if self.paused:
             self.show_next_frame()
 
+    def _start_rewind(self) -> None:
+        if not self.show_help:
+            self._rewind_held = self._rewind_tapped = True
+            self._rewound, self._rewind_text = 0, ""
+            self._shown.clear()
+
+    def _stop_rewind(self) -> None:
+        self._rewind_held = self._rewind_tapped = False
+
+    def _refuse_rewind(self) -> None:
+        self._say(NO_REWIND)
+
     def _reset(self) -> None:
+        self._stop_rewind()
         self.player.reset()
         self._shown.clear()
         self._say(self.player.news)
 
     def _next_start(self) -> None:
+        self._stop_rewind()
         self.player.next_start()
         self._shown.clear()
         self._say(self.player.news)

@@ -26,6 +26,7 @@ ENV_HELP = (
     "with its arguments; --env-arg adds to them."
 )
 SEVERAL = Parameter(consume_multiple=True, negative=())
+RESULT_PARTS = ("name", "summary", "series", "table", "notes", "plots")  # of a report; the rest is what it depends on
 
 
 @Parameter(name="*")
@@ -70,6 +71,7 @@ def _examine(options: ExamOptions, env_options: EnvOptions | None, exam: Callabl
         from farworld.device import choose_device
         from farworld.envs.environments import PixelEnv, resolve_env_id
         from farworld.train.exams.walks import check_world_fits, exam_settings
+        from farworld.train.report import conditions
 
         world = load_world(options.ckpt, device=choose_device(options.device)).model
         env_id = None if options.env is None else resolve_env_id(options.env)
@@ -77,7 +79,12 @@ def _examine(options: ExamOptions, env_options: EnvOptions | None, exam: Callabl
         with contextlib.closing(PixelEnv(settings)) as env:
             check_world_fits(world.config, env)
             result = exam(Candidate(world, env, options))
-    report = {**result.report, "ckpt": options.ckpt, "env": settings.env_id, "env_kwargs": settings.env_kwargs}
+    own = world.config
+    report = {
+        **result.report, "ckpt": options.ckpt, "env": settings.env_id, "env_kwargs": settings.env_kwargs,
+        "steps": options.steps or own.num_steps, "context": options.context or own.context_frames,
+        "layout": options.layout or own.layout, "seed": options.seed, **conditions(world.device),
+    }  # fmt: skip
     if options.out is not None:
         _write(options.out, report, result.videos, world)
     if options.json:
@@ -87,14 +94,15 @@ def _examine(options: ExamOptions, env_options: EnvOptions | None, exam: Callabl
 
 
 def _write(folder: Path, report: dict[str, Any], videos: dict[str, Any], world: WorldModel) -> None:
-    from farworld.train.report import conditions, write_report
+    from farworld.train.report import write_report
     from farworld.video import VideoWriter
 
     folder.mkdir(parents=True, exist_ok=True)
     name = report["name"]
     (folder / f"{name}.json").write_text(json_format.dumps(report, indent=1) + "\n", encoding="utf-8")
+    facts = {key: value for key, value in report.items() if key not in RESULT_PARTS}
     write_report(
-        folder / f"{name}.html", f"{world.config.name}: {name}", conditions(world.device), [report], videos,
+        folder / f"{name}.html", f"{world.config.name}: {name}", facts, [report], videos,
         videos_show="Truth on the left, the dream on the right, unless the notes say otherwise.",
     )  # fmt: skip
     for name, frames in videos.items():
@@ -130,12 +138,12 @@ def revisit(
         from farworld.train.exams.revisit import num_frames, revisit, short_memory_frames
 
         env, window = candidate.env, candidate.world.config.model.short_term_frames
-        short = candidate.rollout(streams, short_memory_frames(env, window))
+        short = short_memory_frames(env, window)
         total = 2 * streams * num_frames(env, steps_out)
         with progress_bar("revisit", total, unit="frames") as advance:
             return revisit(
-                candidate.rollout(streams), env, streams=streams, short_memory=short, steps_out=steps_out,
-                noise_seed=options.seed, advance=advance,
+                candidate.rollout(streams), env, streams=streams, short_memory=candidate.rollout(streams, short),
+                short_frames=short, steps_out=steps_out, noise_seed=options.seed, advance=advance,
             )  # fmt: skip
 
     _examine(options, env_options, exam)

@@ -7,6 +7,9 @@ are back, the dream is compared with either: it should side with the changed wor
 A dream that has become a blur sides with whichever world is nearer to it in brightness. So the same is dreamed without
 the change as well, with the same noise: how much of the true difference between both worlds lies in the difference
 between both dreams is what is remembered, 1 for all of it and 0 for nothing.
+
+Who never looks away has the last true frame to show, the change in it, and remembers nothing: a dream that with the
+eyes away is no nearer to what is to be seen there than to that frame sides with nobody, and its memory counts as 0.
 """
 
 from __future__ import annotations
@@ -109,6 +112,7 @@ def dig(
             )
             scores = []
             last = (frames[:, -1] for frames in (with_it, without, drawn, plainly_drawn))
+            looked = _looked_away(drawn[:, turns - 1], with_it[:, -1 - turns], with_it[:, context - 1])
             for changed, plain, seen, plainly_seen in zip(*last, strict=True):
                 region = _region(changed, plain)
                 scores.append((region_psnr(seen, changed, region), region_psnr(seen, plain, region),
@@ -120,8 +124,9 @@ def dig(
                     {
                         "edit": edit, "turns_away": turns, "psnr_to_edited": changed_psnr.mean(),
                         "psnr_to_unedited": plain_psnr.mean(), "margin_db": (changed_psnr - plain_psnr).mean(),
-                        "sides_with_edited": float((changed_psnr > plain_psnr).mean()),
-                        "remembered": kept.mean(), "psnr_between_both": between.mean(), "region": share.mean(),
+                        "sides_with_edited": float((looked & (changed_psnr > plain_psnr)).mean()),
+                        "remembered": (looked * kept).mean(), "looked_away": float(looked.mean()),
+                        "psnr_between_both": between.mean(), "region": share.mean(),
                     }
                 )
             )  # fmt: skip
@@ -129,6 +134,7 @@ def dig(
     sides = {f"{row['edit']}_{row['turns_away']}_sides_with_edited": row["sides_with_edited"] for row in rows}
     summary = {
         "remembered": float(np.mean([row["remembered"] for row in rows])),
+        "looked_away": float(np.mean([row["looked_away"] for row in rows])),
         "sides_with_edited": float(np.mean([*sides.values()])),
         "psnr_to_edited": float(np.mean([row["psnr_to_edited"] for row in rows])),
         "psnr_to_unedited": float(np.mean([row["psnr_to_unedited"] for row in rows])),
@@ -143,6 +149,12 @@ def dig(
         f"{streams} worlds for each row, seeds from {seed} on; videos: truth with the change, without it, dream",
     ]
     return ExamResult({"name": "dig", "summary": rounded(summary), "series": {}, "table": rows, "notes": notes}, videos)
+
+
+def _looked_away(drawn: np.ndarray, away: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Which dreamed frames (B, H, W, 3) are nearer to the true ones with the eyes away than to those before, (B,)."""
+    errors = (np.square(drawn.astype(np.float64) - truth).mean(axis=(1, 2, 3)) for truth in (away, before))
+    return np.less(*errors)
 
 
 def _region(changed: np.ndarray, plain: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ mixed. Pictures are judged by statistics that need no true frame beside them, in
 - mean, std: grey level, and its deviation within a frame;
 - saturation: largest minus smallest colour channel, over the largest;
 - sharpness: gradient energy, the mean absolute difference of neighbouring pixels;
+- motion: mean absolute change from one frame to the next, without which a dream that has stopped would live for ever;
 - round_trip: root mean square distance in grey levels between a frame and itself encoded and decoded, which grows as
   frames leave what the autoencoder knows; only where there is an autoencoder.
 
@@ -49,7 +50,7 @@ from farworld.train.exams.walks import (
 from farworld.train.prediction import Predictor
 
 SPAN_FRAMES = 20
-SAMPLE_EVERY = 5  # frames; those between are not looked at
+SAMPLE_EVERY = 5  # frames; of those between only the next one is looked at, for motion
 QUANTILES = (0.05, 0.95)
 BAND_MARGIN = 0.25  # of the band's width
 REAL_EPISODES = 16  # of each script, for the band
@@ -97,11 +98,17 @@ def span_statistics(
     Returns:
         (B, spans) for each statistic.
     """
-    sampled = [
-        frame_statistics(torch.from_numpy(np.ascontiguousarray(frames)), round_trip)
-        for t, frames in enumerate(videos)
-        if t % SAMPLE_EVERY == 0 and t < num_frames // SPAN_FRAMES * SPAN_FRAMES
-    ]
+    sampled: list[dict[str, Tensor]] = []
+    before = torch.empty(0)
+    for t, each in enumerate(videos):
+        if t % SAMPLE_EVERY > 1 or t >= num_frames // SPAN_FRAMES * SPAN_FRAMES:
+            continue
+        frames = torch.from_numpy(np.array(each))
+        if t % SAMPLE_EVERY == 0:
+            sampled.append(frame_statistics(frames, round_trip))
+            before = frames.float()
+        else:
+            sampled[-1]["motion"] = (frames.float() - before).abs().flatten(1).mean(dim=1)
     joined = {name: torch.stack([row[name] for row in sampled], dim=1) for name in sampled[0]}
     return {name: x.unflatten(1, (-1, SPAN_FRAMES // SAMPLE_EVERY)).mean(dim=2).numpy() for name, x in joined.items()}
 
@@ -135,7 +142,10 @@ def bands(real: dict[str, np.ndarray]) -> dict[str, tuple[float, float]]:
     for name, values in real.items():
         low, high = np.quantile(values, QUANTILES)
         margin = BAND_MARGIN * (high - low)
-        found[name] = (0.0 if name == "round_trip" else float(low - margin), float(high + margin))
+        found[name] = (
+            0.0 if name == "round_trip" else float(low - margin),
+            255.0 if name == "motion" else float(high + margin),
+        )
     return found
 
 

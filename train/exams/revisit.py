@@ -8,7 +8,8 @@ two circles on the spot. A world that cannot walk backwards comes back turned ar
 Walks are taken only where the real environment says that they are such: nothing in the way, and the way back shows
 the pictures of the way out in reverse. PSNR and SSIM against the true frames stand beside
 
-- the same model with a short memory, which has not seen what it is asked for: the difference is what memory gains;
+- the same model with a short memory, which is shown only the last frames that this holds, since what older ones left
+  in the cache would reach it through their tokens: the difference is what memory gains;
 - the last true frame, held;
 - the context's best frame: what whoever remembers everything could copy.
 """
@@ -71,6 +72,7 @@ def revisit(
     *,
     streams: int,
     short_memory: Predictor | None = None,
+    short_frames: int = SHORT_MEMORY_FRAMES,
     steps_out: Sequence[int] = (0, 4, 12),
     seed: int = EXAM_SEED,
     noise_seed: int = 0,
@@ -83,6 +85,7 @@ def revisit(
         env: the real world.
         streams: walks that are taken at once, each in a world of its own.
         short_memory: the same with a short context.
+        short_frames: the last true frames, which are all that it is shown.
         steps_out: of each walk that is examined; 0 is looking around twice.
         seed: the first that is tried for a walk.
         noise_seed: of the predictors.
@@ -108,10 +111,12 @@ def revisit(
             [*(range(context - 2, turns - 1, -1) if back == steps else [NEVER] * back), *range(1, turns + 1)]
         )
         dreams = {
-            name: dream(who, walks.frames[:, :context], walks.actions, seed=noise_seed, advance=advance)
-            for name, who in (("dream", predictor), ("short_memory", short_memory))
+            name: dream(who, walks.frames[:, first:context], walks.actions[:, first:], seed=noise_seed, advance=advance)
+            for name, who, first in (
+                ("dream", predictor, 0), ("short_memory", short_memory, max(0, context - short_frames))
+            )
             if who is not None
-        }
+        }  # fmt: skip
         guesses = {
             **dreams,
             "copy_last": np.broadcast_to(walks.frames[:, context - 1 : context], truth.shape),
