@@ -70,6 +70,10 @@ def test_what_is_trained_is_not_trained_again(home, in_this_process, capsys, mon
     setup = study.Study(out=home, scale=study.SCALES["tiny"])
     with pytest.raises(ValueError, match="other settings"):
         setup.train("far", setup.short("learning_rate=0.1"))
+    (home / "data.txt").write_text("of other episodes")
+    with pytest.raises(ValueError, match="other data"):
+        study.Study(out=home, scale=study.SCALES["tiny"]).data  # noqa: B018
+    (home / "data.txt").unlink()
 
 
 def test_variants_are_played_on_the_same_clips_of_held_out_episodes(home, in_this_process, capsys):

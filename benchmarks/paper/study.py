@@ -155,6 +155,10 @@ class Study:
         check_fit(self._start.model, data)
         if len(data) <= self.scale.held_out:
             raise ValueError(f"{self.scale.held_out} episodes are held out, the dataset has {len(data)}; record more")
+        mark = self.out / "data.txt"
+        if mark.is_file() and mark.read_text(encoding="utf-8") != data.fingerprint:
+            raise ValueError(f"the runs in {self.out} were trained on other data than {path}; choose another --out")
+        mark.write_text(data.fingerprint, encoding="utf-8")
         return data
 
     @cached_property
