@@ -528,16 +528,17 @@ def test_exams_are_commands_that_leave_report_and_videos(
     assert all(name in printed for name in report["summary"])
 
 
-def test_what_an_exam_prints_says_what_it_depends_on(maze_world_path, tmp_path, capfd):
+def test_what_an_exam_prints_says_what_it_depends_on(maze_world_path, tmp_path, capfd, monkeypatch):
     """As every result: the exact command, commit, seed and hardware, in the JSON as on the page."""
     from farworld.cli import app
 
     command = ["eval", "revisit", "--streams", "1", "--steps-out", "0", "--ckpt", str(maze_world_path), "--seed", "5"]
     command += ["--context", "30", "--json", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["farworld", *command])
     app(command, exit_on_error=False, print_error=False, result_action="return_value")
     printed, page = json.loads(capfd.readouterr().out), read_results(tmp_path / "revisit.html")
     for facts in (printed, page):
-        assert facts["command"].startswith("farworld ") and {"commit", "hardware", "torch", "date"} <= set(facts)
+        assert facts["command"].startswith("farworld eval revisit ") and {"commit", "hardware", "torch", "date"} <= set(facts)
         assert (facts["seed"], facts["steps"], facts["context"], facts["layout"]) == (5, 1, 30, "sliding")
         assert facts["ckpt"] == str(maze_world_path) and facts["env"] == "farworld/Maze-v0"
 
