@@ -538,7 +538,8 @@ def test_what_an_exam_prints_says_what_it_depends_on(maze_world_path, tmp_path, 
     app(command, exit_on_error=False, print_error=False, result_action="return_value")
     printed, page = json.loads(capfd.readouterr().out), read_results(tmp_path / "revisit.html")
     for facts in (printed, page):
-        assert facts["command"].startswith("farworld eval revisit ") and {"commit", "hardware", "torch", "date"} <= set(facts)
+        assert facts["command"].startswith("farworld eval revisit ")
+        assert {"commit", "hardware", "torch", "date"} <= set(facts)
         assert (facts["seed"], facts["steps"], facts["context"], facts["layout"]) == (5, 1, 30, "sliding")
         assert facts["ckpt"] == str(maze_world_path) and facts["env"] == "farworld/Maze-v0"
 
