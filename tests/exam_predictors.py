@@ -5,9 +5,10 @@ import itertools
 import gymnasium
 import numpy as np
 
-from farworld.envs.engines.memory_maze import MemoryMazeEnv, Pose
+from farworld.envs.engines.memory_maze import MemoryMazeEnv
 from farworld.envs.environments import EnvSettings, PixelEnv
 from farworld.envs.maze import MazeEnv
+from farworld.envs.maze_motion import Pose
 from farworld.train.exams.walks import EXAM_SEED
 
 

@@ -6,12 +6,13 @@ import ctypes.util
 import os
 import sys
 from math import atan2, degrees
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from farworld.actions import Action, ActionVocabulary
 from farworld.envs.adapters import DMEnv
+from farworld.envs.maze_motion import Pose
 
 SIZES = (9, 11, 13, 15)
 
@@ -34,19 +35,6 @@ def prepare() -> None:
 def arguments(size: int) -> dict[str, Any]:
     """It draws any size itself."""
     return {"camera_resolution": size}
-
-
-class Pose(NamedTuple):
-    """Where the camera is: x and y in cells from a corner of the outer walls, heading in degrees, x to y."""
-
-    x: float
-    y: float
-    heading: float
-
-    @property
-    def cell(self) -> tuple[int, int]:
-        """The cell that it is in."""
-        return int(self.x), int(self.y)
 
 
 class MemoryMazeEnv(DMEnv):

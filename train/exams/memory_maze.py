@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from farworld.envs.engines.memory_maze import MemoryMazeEnv, Pose
+from farworld.envs.engines.memory_maze import MemoryMazeEnv
 from farworld.envs.environments import PixelEnv
 from farworld.envs.maze_layout import Cell, distances
+from farworld.envs.maze_motion import Pose
 from farworld.train.evaluate import ssim
 from farworld.train.exams.walks import (
     EXAM_SEED,
