@@ -41,6 +41,7 @@ from farworld.train.sharding import own_part, own_parts, whole
 
 CONFIG_FILE = "run.json"  # not config.json, which is a world's
 COMMANDS_FILE = "commands.txt"  # one line for each sitting
+CPU = torch.device("cpu")
 KEPT_CHECKPOINTS = 2
 Tensors = tuple[torch.Tensor, ...] | list[torch.Tensor]
 
@@ -211,9 +212,15 @@ class Draws:
         """(items, *shape), float32, in [0, 1)."""
         return torch.stack([torch.rand(shape, generator=generator) for generator in self._generators])
 
-    def normal(self, *shape: int) -> torch.Tensor:
-        """(items, *shape), float32, standard normal."""
-        return torch.stack([torch.randn(shape, generator=generator) for generator in self._generators])
+    def normal(self, *shape: int, device: torch.device = CPU) -> torch.Tensor:
+        """(items, *shape), float32, standard normal; a GPU draws its own, from seeds that the generators give."""
+        if device.type != "cuda":
+            return torch.stack([torch.randn(shape, generator=generator) for generator in self._generators]).to(device)
+        there, drawn = torch.Generator(device), []
+        for generator in self._generators:
+            there.manual_seed(int(torch.randint(2**63 - 1, (), generator=generator)))
+            drawn.append(torch.randn(shape, generator=there, device=device))
+        return torch.stack(drawn)
 
 
 class Objective(Protocol):

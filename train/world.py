@@ -192,7 +192,7 @@ def flow_matching_loss(
         own = draws.uniform() < own_context_ratio
         shown = torch.where(own.to(device)[:, None, None, None, None], predicted, truth)
 
-    noise = to_device(draws.normal(*truth.shape[1:]), device)
+    noise = draws.normal(*truth.shape[1:], device=device)
     timestep = flow.timesteps_of_draws(
         draws.normal(num_fine),
         draws.uniform(num_fine),
@@ -265,13 +265,13 @@ def noise_context(inputs: ClipInputs, largest_level: float, draws: Draws) -> Cli
     context, noisy = inputs.context, inputs.noisy
     num_fine, num_coarse = noisy.shape[1], 0 if context is None else context.shape[1]
     level = largest_level * draws.uniform(num_coarse + num_fine)
-    fine_noise = to_device(draws.normal(*noisy.shape[1:]), noisy.device)
+    fine_noise = draws.normal(*noisy.shape[1:], device=noisy.device)
     level = level.to(noisy.device)
     shown = flow.add_noise(noisy, fine_noise, level[:, num_coarse:])
     first = inputs.actions.shape[1] - num_fine  # of the clip's frames, to be shown by fine tokens
     oldest = torch.zeros_like(noisy[:, :1]) if context is None or not first else context[:, first - 1 : first]
     if context is not None:
-        coarse_noise = to_device(draws.normal(*context.shape[1:]), context.device)
+        coarse_noise = draws.normal(*context.shape[1:], device=context.device)
         context = flow.add_noise(context, coarse_noise, level[:, :num_coarse])
     return dataclasses.replace(
         inputs,
@@ -316,7 +316,7 @@ def own_predictions(
         (B, F, C, H, W).
     """
     is_clean = random_context(truth.shape[1], config, draws).to(truth.device)
-    noise = to_device(draws.normal(*truth.shape[1:]), truth.device)
+    noise = draws.normal(*truth.shape[1:], device=truth.device)
     keep, one = is_clean[..., None, None, None], torch.ones(is_clean.shape, device=truth.device)
     inputs = ClipInputs(torch.where(keep, truth, noise), one, is_clean, actions, context, one)
     velocity = inputs.velocity(model)
@@ -425,7 +425,10 @@ class WorldObjective:
         """The clips of these items."""
         generators = [step_generator(self._config, STAGE_KEY, step, item) for item in items]
         kind = self._kind_of_step(step)
-        return random_clips(self._latents, self._episodes, self._config, kind, self._noop, generators)
+        clips = random_clips(self._latents, self._episodes, self._config, kind, self._noop, generators)
+        return dataclasses.replace(
+            clips, latents=to_device(clips.latents, self._device), actions=to_device(clips.actions, self._device)
+        )
 
     def loss(self, drawn: Clips) -> Tensor:
         """See `flow_matching_loss`."""
@@ -433,8 +436,8 @@ class WorldObjective:
             return flow_matching_loss(
                 self._state.replica,
                 self._far,
-                to_device(drawn.latents, self._device),
-                to_device(drawn.actions, self._device),
+                drawn.latents,
+                drawn.actions,
                 self._config,
                 drawn.draws,
                 own_context_ratio=drawn.kind.own_context_ratio,
