@@ -472,6 +472,7 @@ def train_world(run: Run, latents: LatentDataset, data: Dataset, episodes: list[
         The final state.
     """
     config, vocabulary = run.config, data.spec.action_vocabulary
+    torch.backends.cuda.enable_cudnn_sdp(False)  # it plans for seconds whenever clips have a new length
     state = new_state(config, len(vocabulary), run.ranks, initial_weights(run))
     longest = (max(latents.num_frames(episode) for episode in episodes) - 1) // config.frame_interval + 1
     noop = vocabulary.noop if config.condition == "action" else None

@@ -165,7 +165,8 @@ class ClipAttention:
             device: of the queries.
         """
         first_fine = fine_frames.start
-        group_frames = max(1, window // 2)  # larger groups waste work on masked pairs, smaller ones on calls
+        # Larger groups waste work on masked pairs, smaller ones on calls, which are what a GPU waits for.
+        group_frames = max(1, window // 2) if torch.device(device).type == "cpu" else max(1, len(fine_frames))
 
         def mask_of(seen: Tensor, query_frame: Tensor, key_frame: Tensor) -> Tensor:
             return attention_mask(seen, query_frame, key_frame, positions, num_heads, dtype).to(device)
