@@ -81,7 +81,7 @@ class Rollout:
         context_noise: float | None = None,
         sink_frames: int | None = None,
         dtype: torch.dtype = torch.float32,
-        static: bool = False,
+        static: bool | None = None,
         compiler: str | Callable | None = None,
     ) -> None:
         """Allocate the cache.
@@ -102,8 +102,8 @@ class Rollout:
                 full; None is the world's own number in the sliding layout, and 0 in the other.
             dtype: of the transformer's weights, of which another one makes a copy, and of the cache: float32 or
                 bfloat16. Latents, noise and the autoencoder stay float32.
-            static: make frames of the steady state by `farworld.models.static_frame`, on a GPU in one CUDA graph, which
-                no GPU has tried yet. Frames before it, and all in the anchored layout, are made as without.
+            static: make frames of the steady state by `farworld.models.static_frame`, on a GPU in one CUDA graph; None
+                does so on a GPU. Frames before it, and all in the anchored layout, are made as without.
             compiler: of the static frame, a backend of `torch.compile` such as "inductor"; None is none. The first
                 frame then takes a minute.
 
@@ -133,7 +133,7 @@ class Rollout:
             sink_frames=self.sink_frames, device=world.device, dtype=dtype,
         )  # fmt: skip
         self._static: StaticFrame | None = None
-        if self.layout == "sliding" and static:
+        if self.layout == "sliding" and (world.device.type == "cuda" if static is None else static):
             with torch.inference_mode():
                 self._static = StaticFrame(
                     self._transformer, self._cache, batch_size=batch_size, timesteps=self.timesteps,

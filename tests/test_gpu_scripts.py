@@ -7,11 +7,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 
+import gymnasium as gym
 import pytest
 
 from farworld.checkpoint import load_world
+from farworld.envs.environments import resolve_env_id
 
 ROOT = Path(__file__).resolve().parent.parent
 GPU = ROOT / "benchmarks" / "gpu"
@@ -24,12 +27,12 @@ THERE = {
 
 def script(name: str):
     spec = importlib.util.spec_from_file_location(name, GPU / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-parcel, random_world = script("parcel"), script("random_world")
+parcel, random_world, side_by_side = (script(name) for name in ("parcel", "random_world", "side_by_side"))
 
 
 @pytest.fixture
@@ -147,3 +150,14 @@ def test_the_preflight_makes_a_world_in_slices_and_brings_it_home():
     assert not report["first_slice"]["finished"] and report["last_slice"]["finished"]
     assert report["last_slice"]["parcel"]["left_out"] == []
     assert report["played"]["largest_difference"] == 0 and report["played"]["std"] > 1
+
+
+@pytest.mark.parametrize("name", side_by_side.SHARES)
+def test_a_world_goes_on_with_episodes_of_its_own_keys(name, tmp_path):
+    clock = side_by_side.Clock(tmp_path / "log")
+    world = side_by_side.World(name, side_by_side.SHARES[name], tmp_path, clock, 400)
+    options = dict(pair.split("=") for option, pair in pairwise(map(str, world.recording)) if option == "--env-arg")
+    env_id = resolve_env_id(world.recording[world.recording.index("--env") + 1])
+    bundled = load_world(name).config
+    assert gym.make(env_id, **options).unwrapped.action_vocabulary.names == bundled.vocabulary.names
+    assert world.recording[world.recording.index("--size") + 1] == bundled.frame_height
