@@ -127,9 +127,8 @@ class World:
         self.name, self._runs, self._clock, self._seconds = name, runs, clock, seconds
         self._share, self.run = share, runs / name
         # The keys of the bundled world, which the recipe of the next one may have more of.
-        env_args = json.loads((self._init / "config.json").read_text(encoding="utf-8"))["training"]["data"][
-            "env_kwargs"
-        ]
+        data = json.loads((self._init / "config.json").read_text(encoding="utf-8"))["training"]["data"]
+        env_args = {key: value for key, value in data["env_kwargs"].items() if key != "size"}
         self.recording = [
             "--env", recipe.env, "--size", recipe.size, "--frames", recipe.frames,
             *(part for pair in env_args.items() for part in ("--env-arg", f"{pair[0]}={pair[1]}")),
