@@ -140,5 +140,6 @@ def averaged_gradients(model: nn.Module, *, last: bool) -> contextlib.AbstractCo
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Send a tensor off to the device without waiting for it."""
     if device.type == "cuda":
-        return tensor.pin_memory().to(device, non_blocking=True)
+        with torch.cuda.device(device):  # a thread begins on the first GPU, whichever its rank has
+            return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

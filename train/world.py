@@ -422,7 +422,7 @@ class WorldObjective:
         self._device = next(state.model.parameters()).device
 
     def draw(self, step: int, items: range) -> Clips:
-        """The clips of these items."""
+        """The clips of these items, on their way to the device."""
         generators = [step_generator(self._config, STAGE_KEY, step, item) for item in items]
         kind = self._kind_of_step(step)
         clips = random_clips(self._latents, self._episodes, self._config, kind, self._noop, generators)

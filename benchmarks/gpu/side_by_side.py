@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Annotated
 
 import torch
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
 from farworld.dataset import Dataset
 from farworld.train.pipeline import open_run
@@ -34,6 +34,9 @@ from farworld.train.recipes.so_far import export_unfinished
 from farworld.train.world import STAGE
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+from command import run as run_command  # noqa: E402 - after the path it is found on
+
 PARCEL_BYTES = 27 * 2**20  # of each world: both are to come through
 # FlexAttention and compiled blocks take a minute to start, which so short a training does not get back.
 SETTINGS = ("attention=sdpa", "compile=False", "early_clip_frames=16", "own_context_ratio=0.5", "warmup_steps=100",
@@ -175,11 +178,15 @@ class World:
         )  # fmt: skip
         if training.wait(self._seconds - 20) is None:
             training.stop(5)
-        if not (self.run / "world" / "model.safetensors").is_file():
+        if not self.is_finished():
             dataset = Dataset(data)
             ranks = Ranks(device=torch.device("cpu"))
             run = open_run(self.run, None, [], resume=True, stage=STAGE, data=dataset, ranks=ranks)
             export_unfinished(run, dataset, self.run / "so-far")
+
+    def is_finished(self) -> bool:
+        """Whether the world is exported; if not, its parcel has a `so-far`."""
+        return (self.run / "world" / "model.safetensors").is_file()
 
     def pack(self, out: Path) -> None:
         """Into OUT, and a line of JSON."""
@@ -210,7 +217,10 @@ def side_by_side(
     seconds: Annotated[float, Parameter(help="All of it, packing included.")],
     seed: Annotated[int, Parameter(help="Of the episodes; another one than those that the worlds have seen.")],
     scale: Annotated[float, Parameter(help="Of the number of episodes; a small one to try it without a GPU.")] = 1.0,
-    settings: Annotated[tuple[str, ...], Parameter(name="--set", negative=(), consume_multiple=True)] = (),
+    settings: Annotated[
+        tuple[str, ...],
+        Parameter(name="--set", negative=(), consume_multiple=True, help="field=value, as in farworld train."),
+    ] = (),
 ) -> None:
     """Go on with the bundled worlds, each in a thread of its own."""
     out, runs = Path(os.environ.get("OUT", "build/gpu/out")), Path(os.environ.get("RUNS", "build/gpu/runs"))
@@ -228,19 +238,11 @@ def side_by_side(
     for world in worlds:
         world.pack(out)
     with tarfile.open(out / "logs.tgz", "w:gz") as archive:
-        for path in sorted(runs.glob("*.log")):
-            archive.add(path, path.name)
-    print(json.dumps({"seconds": round(clock.now(), 1), "finished": [not thread.is_alive() for thread in threads]}))
-
-
-def main() -> None:
-    """Run the command; an expected error is one line and exit code 2."""
-    try:
-        app(exit_on_error=False, print_error=False)
-    except (CycloptsError, ValueError, OSError) as error:
-        print(f"side_by_side: {error}", file=sys.stderr)
-        sys.exit(2)
+        for path in sorted([*runs.glob("*.log"), *runs.glob("*/logs/*.jsonl")]):
+            archive.add(path, path.relative_to(runs))
+    finished = {world.name: world.is_finished() for world in worlds}
+    print(json.dumps({"seconds": round(clock.now(), 1), "finished": finished}))
 
 
 if __name__ == "__main__":
-    main()
+    run_command(app)
