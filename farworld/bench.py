@@ -454,6 +454,7 @@ def describe_rollout(rollout: Rollout) -> dict[str, Any]:
         "context_frames": rollout.context_frames,
         "layout": rollout.layout,
         "guidance_scale": rollout.guidance_scale,
+        "dtype": str(rollout.dtype).removeprefix("torch."),
         "frame_size": f"{config.frame_height}x{config.frame_width}",
         "world_fps": config.frames_per_second,
         "parameters": rollout.world.num_parameters,
@@ -482,7 +483,7 @@ def count_frame(rollout: Rollout) -> int:
     """Floating-point operations of a stream's next frame, by a rollout alike that no CUDA graph hides."""
     from farworld.arithmetic import count_flops
 
-    alike = rollout.alike()
+    alike = rollout.alike(static=False)
     alike.restore(rollout.snapshot())
     return count_flops(lambda: alike.step(0)) // rollout.batch_size
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from farworld.arithmetic import synchronise
 from farworld.models import kv_cache
-from farworld.models.static_frame import StaticFrame
+from farworld.models.static_frame import StaticDecoder, StaticFrame
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +86,7 @@ def break_down(
         (kv_cache.CachedAttention, "__init__", "cache"),
         (kv_cache, "_store", "cache"),
         (rollout.world, "decode", "decode"),
+        (StaticDecoder, "__call__", "decode"),
     ]
     if draw is not None:
         parts.append((draw, "draw", "draw"))

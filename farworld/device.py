@@ -37,8 +37,13 @@ def choose_device(name: DeviceName | str) -> torch.device:
 def has_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 faster than float32; a CPU without instructions for it is slower."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def dtype_of_play(device: torch.device) -> torch.dtype:
+    """What a rollout computes in where speed counts: bfloat16 on a GPU that has it, float32 elsewhere."""
+    return torch.bfloat16 if device.type == "cuda" and has_bfloat16(device) else torch.float32
 
 
 def describe_hardware(device: torch.device) -> str:

@@ -33,7 +33,7 @@ from farworld.models.far import (
 from farworld.models.kv_cache import EMPTY, CachedAttention, KVCache, Page
 from farworld.models.modulation_table import ModulationTable
 from farworld.models.packed import Packed
-from farworld.models.static_frame import NewFrames, StaticFrame
+from farworld.models.static_frame import NewFrames, StaticDecoder, StaticFrame
 from farworld.rollout_settings import Settings, settings_of
 from farworld.world_model import WorldModel
 
@@ -133,6 +133,7 @@ class Rollout:
             sink_frames=self.sink_frames, device=world.device, dtype=dtype,
         )  # fmt: skip
         self._static: StaticFrame | None = None
+        self._decoder: StaticDecoder | None = None
         if self.layout == "sliding" and (world.device.type == "cuda" if static is None else static):
             with torch.inference_mode():
                 self._static = StaticFrame(
@@ -140,6 +141,10 @@ class Rollout:
                     step_sizes=settings.step_sizes, guidance_scale=guidance_scale, context_noise=self.context_noise,
                     modulate=self._modulate, compiler=compiler,
                 )  # fmt: skip
+                if world.device.type == "cuda":
+                    model = settings.model
+                    latents = (batch_size, model.latent_channels, model.latent_height, model.latent_width)
+                    self._decoder = StaticDecoder(world.autoencoder, latents, world.device)
         # Past frames that are not in the cache for good: the newest ones, up to frame_index.
         self._latents: list[Tensor] = []
         self._actions: list[Tensor] = []
@@ -147,10 +152,11 @@ class Rollout:
         self._coarse_end = 0  # frames before it are in the cache by their coarse tokens, if still in the ring
         self._primed = False
 
-    def alike(self, **changes: Any) -> Rollout:
+    def alike(self, *, static: bool | None = None, **changes: Any) -> Rollout:
         """A new rollout of the same world, not primed, with the same settings but for the given ones of `Settings`."""
         settings = dataclasses.asdict(dataclasses.replace(self.settings, **changes))
-        return Rollout(self.world, **{name: value for name, value in settings.items() if name != "model"})
+        del settings["model"]
+        return Rollout(self.world, static=static, **settings)
 
     @property
     def batch_size(self) -> int:
@@ -316,7 +322,10 @@ class Rollout:
     def decode(self, latents: Tensor) -> np.ndarray:
         """Latents (B, C, h, w) to frames (B, H, W, 3), uint8."""
         with torch.inference_mode():
-            return self.world.decode(latents).cpu().numpy()
+            decode: Callable[[Tensor], Tensor] = self.world.decode
+            if self._decoder is not None and len(latents) == self.batch_size:
+                decode = self._decoder
+            return decode(latents).cpu().numpy()
 
     @torch.inference_mode()
     def step_latents(self, action: int | np.ndarray | Tensor, *, noise: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from gymnasium.vector.utils import batch_space
 
 from farworld.actions import ActionVocabulary
 from farworld.checkpoint import Context, World, load_world
-from farworld.device import choose_device
+from farworld.device import choose_device, dtype_of_play
 from farworld.rollout import Rollout
 
 
@@ -46,7 +46,7 @@ class WorldEnv(gymnasium.Env):
     - `ckpt`: a bundled world (`minecraft`, `dmlab`), a directory, or a hub repository `owner/name`.
     - `num_steps`: denoising steps a frame; None is the world's own number.
     - `context_frames`: frames that the model remembers; None is the world's own number.
-    - `device`: `cpu`, `cuda`, `mps` or `auto`.
+    - `device`: `cpu`, `cuda`, `mps` or `auto`. On a GPU that has it the transformer computes in bfloat16.
     - `start`: the start context of every episode; None draws one.
     - `render_mode`: `rgb_array`, or None.
 
@@ -78,7 +78,9 @@ class WorldEnv(gymnasium.Env):
         self.action_vocabulary: ActionVocabulary = world.config.vocabulary
         self.observation_space, self.action_space = _spaces(world)
         self._contexts = world.contexts
-        self._rollout = Rollout(world.model, num_steps=num_steps, context_frames=context_frames)
+        self._rollout = Rollout(
+            world.model, num_steps=num_steps, context_frames=context_frames, dtype=dtype_of_play(world.model.device)
+        )
         self._fixed_start = start
         self._start = 0
         self._num_frames = 0
@@ -127,7 +129,7 @@ class WorldVectorEnv(VectorEnv):
     """Many `WorldEnv` at once, as streams of one rollout: a step is one pass of the model for all of them.
 
     Each environment has its own seed, start context and noise, ends and begins again by itself, and shows the frames
-    of a `WorldEnv` with its seed, to rounding: a pixel may differ by a grey level.
+    of a `WorldEnv` with its seed, to rounding: in float32 a pixel may differ by a grey level.
 
     ## Arguments
     Those of `WorldEnv`, and
@@ -180,7 +182,10 @@ class WorldVectorEnv(VectorEnv):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.max_episode_steps = max_episode_steps
         self._contexts = world.contexts
-        self._rollout = Rollout(world.model, batch_size=num_envs, num_steps=num_steps, context_frames=context_frames)
+        self._rollout = Rollout(
+            world.model, batch_size=num_envs, num_steps=num_steps, context_frames=context_frames,
+            dtype=dtype_of_play(world.model.device),
+        )  # fmt: skip
         self._fixed_start = start
         self._random: list[np.random.Generator | None] = [None] * num_envs
         self._starts = np.zeros(num_envs, dtype=np.int64)

@@ -482,11 +482,12 @@ def _check_positions(case: Case) -> Iterator[Comparison]:
         place = (ids[:, 0] * rows + ids[:, 1]) * columns + ids[:, 2]
         for ours, listed in zip(table, everywhere, strict=True):
             yield compare(name, ours, listed[place], EXACT)
-    for name, index, table in (("cos", 0, fine), ("sin", 1, fine), ("cos", 0, coarse), ("sin", 1, coarse)):
-        name = f"rope_{name}_" + ("long" if table is coarse else "short_first2frames")
-        expected = case[name]
-        # Theirs repeats each number for both channels of a pair.
-        yield compare(name, table[index][: len(expected)].repeat_interleave(2, dim=-1), expected)
+    for table, suffix in ((fine, "short_first2frames"), (coarse, "long")):
+        cos, sin = (case[f"rope_{name}_{suffix}"] for name in ("cos", "sin"))
+        yield compare(f"rope_cos_{suffix}", table[0][: len(cos)], cos)
+        # Theirs has no signs.
+        unsigned = table[1][: len(sin), 1::2].repeat_interleave(2, dim=-1)
+        yield compare(f"rope_sin_{suffix}", unsigned, sin)
     num_tokens = case["rope_x"].shape[-2]
     rotated = rotate(case["rope_x"], (fine[0][:num_tokens], fine[1][:num_tokens]))
     yield compare("rope_y", rotated, case["rope_y"])

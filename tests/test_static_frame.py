@@ -8,8 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from farworld.models import modulation_table
 from farworld.models.attention import Positions
+from farworld.models.cuda_graph import Replayed
 from farworld.models.packed import can_pack, pack_linears
-from farworld.models.static_frame import StaticFrame
+from farworld.models.static_frame import StaticDecoder, StaticFrame
 from farworld.rollout import Rollout
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -132,16 +133,25 @@ def test_nothing_on_the_device_is_float64_or_read_back(case, static, monkeypatch
             assert mode.count > 100
 
 
+def test_a_static_decoder_shows_the_same_frames():
+    world = tiny_world()
+    decode = StaticDecoder(world.autoencoder, (2, 4, 4, 4), world.device)
+    with torch.inference_mode():
+        for seed in range(3):
+            latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(seed))
+            assert torch.equal(decode(latents), world.decode(latents))
+
+
 def test_where_no_graph_can_be_captured_frames_are_made_without(monkeypatch):
     """Some drivers, and some kernels, do not let themselves be captured."""
 
     def fail(self):
         raise RuntimeError("operation not permitted when stream is capturing\nCompile with TORCH_USE_CUDA_DSA")
 
-    monkeypatch.setattr(StaticFrame, "_captured", fail)
+    monkeypatch.setattr(Replayed, "_captured", fail)
     make = Rollout(tiny_world(), static=True)._static
     with pytest.warns(UserWarning, match="without a CUDA graph.* operation not permitted when stream is capturing$"):
-        assert make._replayable() == make._run
+        assert make._run._replayable() == make._run.function
 
 
 def test_a_static_frame_is_compiled_once():
@@ -222,10 +232,22 @@ def test_graphed_frames_are_those_of_the_eager_gpu_and_of_the_cpu(case):
     _, on_cpu = on_gpu(world, **settings)
     world = world.to("cuda")
     rollout, graphed = on_gpu(world, **settings)
-    assert rollout._static is not None and rollout._static._replay not in (None, rollout._static._run)
+    assert rollout._static._run.is_graph
     _, eager = on_gpu(world, static=False, **settings)
     torch.testing.assert_close(graphed, eager, atol=1e-4, rtol=1e-3)
     torch.testing.assert_close(graphed, on_cpu, atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_graphed_decoder_shows_the_same_frames():
+    world = tiny_world().to("cuda")
+    rollout, _ = on_gpu(world, steps=1)
+    for seed in range(3):
+        latents = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(seed)).to("cuda")
+        shown = rollout.decode(latents).astype(int)
+        assert np.abs(shown - world.decode(latents).cpu().numpy().astype(int)).max() <= 1
+    assert rollout._decoder._run.is_graph
 
 
 @pytest.mark.gpu
@@ -235,7 +257,7 @@ def test_graphed_frames_allocate_nothing_that_lasts():
     world = tiny_world(copy_gate=True).to("cuda")
     rollout, _ = on_gpu(world)
     frames, actions = clip(6)
-    replay = rollout._static._replay
+    replays = [rollout._static._run._replay, rollout._decoder._run._replay]
     rollout.reset_stream(1, frames[1], actions[1, :5])
     for _ in range(20):
         rollout.step(1)
@@ -245,7 +267,7 @@ def test_graphed_frames_allocate_nothing_that_lasts():
     after = torch.cuda.memory_stats()
     for name in ("allocated_bytes.all.current", "allocation.all.current", "num_device_alloc", "segment.all.allocated"):
         assert after.get(name) == before.get(name), name
-    assert rollout._static._replay is replay
+    assert replays == [rollout._static._run._replay, rollout._decoder._run._replay]
 
 
 @pytest.mark.gpu

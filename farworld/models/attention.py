@@ -9,10 +9,12 @@ Shape letters: B batch, F frames, N tokens, Q queries, S keys, A attention heads
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -229,10 +231,11 @@ def rope_table(
     frame_scale: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of 3-D rotary positions.
+    """Cosines and signed sines of 3-D rotary positions, which `rotate` takes.
 
-    A quarter of the head turns with the frame, the rest equally with row and column (16, 24, 24 of 64).
-    Angles are computed in float64, so that a stream may run for millions of frames.
+    A quarter of the head turns with the frame, the rest equally with row and column (16, 24, 24 of 64). Both channels
+    of a pair have the same cosine; the sine of the first one is negative. Angles are computed in float64, so that a
+    stream may run for millions of frames.
 
     Args:
         frames: F absolute frame indices.
@@ -244,33 +247,40 @@ def rope_table(
         device: of the result.
 
     Returns:
-        Two tensors (F · rows · columns, K / 2), float32.
+        Two tensors (F · rows · columns, K), float32.
     """
     # On the CPU: not every accelerator knows float64.
-    axes = (
-        (torch.tensor(list(frames), dtype=torch.float64) * frame_scale, head_size // 4),
-        (torch.arange(rows).double() * stride, head_size * 3 // 8),
-        (torch.arange(columns).double() * stride, head_size * 3 // 8),
-    )
-    angles = [
-        position[:, None] * ROPE_THETA ** (-torch.arange(0, size, 2, dtype=torch.float64) / size)
-        for position, size in axes
-    ]
+    of_frame = _turns(np.asarray(frames, dtype=np.float64) * frame_scale, head_size // 4)
+    of_place = _turns_of_grid(rows, columns, stride, head_size * 3 // 8)
     cos, sin = (
-        _over_grid(*(turned(angle).float() for angle in angles)).to(device) for turned in (torch.cos, torch.sin)
+        np.concatenate([frame.repeat(len(place), axis=0), np.tile(place, (len(frames), 1))], axis=-1)
+        for frame, place in zip(of_frame, of_place, strict=True)
+    )
+    return torch.from_numpy(cos).to(device), torch.from_numpy(sin).to(device)
+
+
+def _turns(positions: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and signed sines, (N, size), float32, of positions (N,) along one axis."""
+    angles = positions[:, None] * ROPE_THETA ** (-np.arange(0, size, 2) / size)
+    sin = np.sin(angles)
+    signed = np.stack([-sin, sin], axis=-1).reshape(len(positions), size)
+    return np.cos(angles).repeat(2, axis=-1).astype(np.float32), signed.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=16)
+def _turns_of_grid(rows: int, columns: int, stride: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """`_turns` of the places of a frame, (R · C, 2 size), by row and by column."""
+    of_row, of_column = (_turns(np.arange(count) * float(stride), size) for count in (rows, columns))
+    cos, sin = (
+        np.concatenate([np.repeat(row, columns, axis=0), np.tile(column, (rows, 1))], axis=-1)
+        for row, column in zip(of_row, of_column, strict=True)
     )
     return cos, sin
-
-
-def _over_grid(frame: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """What belongs to frames, rows and columns, (F, a), (R, b) and (C, c), for every token, (F · R · C, a + b + c)."""
-    shape = len(frame), len(row), len(column), -1
-    parts = frame[:, None, None].expand(shape), row[:, None].expand(shape), column.expand(shape)
-    return torch.cat(parts, dim=-1).flatten(0, 2)
 
 
 def rotate(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate neighbouring channel pairs of (B, A, N, K) by the angles of `rope_table`."""
     cos, sin = rope
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, odd * cos + even * sin], dim=-1).flatten(-2).to(x.dtype)
+    exact = x.to(torch.promote_types(x.dtype, cos.dtype))
+    swapped = exact.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(exact * cos, swapped, sin).to(x.dtype)

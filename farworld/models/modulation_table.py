@@ -48,7 +48,9 @@ class ModulationTable:
         if step_sizes is not None:
             size = torch.tensor([*(1.0 for _ in marks), *step_sizes], device=device)[:, None].expand(shape)
         tables = transformer.modulations(timestep, action, size)
-        self._tables = tuple(table.flatten(0, 1).to(dtype) for table in tables)
+        # In one, so that it is looked up at once.
+        self._table = torch.cat([table.flatten(0, 1) for table in tables], dim=-1).to(dtype)
+        self._widths = [table.shape[-1] for table in tables]
 
     @classmethod
     def fits(cls, transformer: FAR, timesteps: Sequence[float]) -> bool:
@@ -59,4 +61,4 @@ class ModulationTable:
         """See `farworld.models.far.Modulations`; only timesteps that the table was made with, which say the size."""
         known = (timestep[..., None] == self._timesteps).int().argmax(dim=-1)
         row = known * self._num_actions + action
-        return tuple(table[row] for table in self._tables)
+        return self._table[row].split(self._widths, dim=-1)

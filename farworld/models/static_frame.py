@@ -14,7 +14,6 @@ Shape letters: B streams, R streams times branches of guidance, F frames, C H W 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +23,8 @@ from torch import Tensor
 
 from farworld.models import flow
 from farworld.models.attention import QKV, visible, visible_coarse
+from farworld.models.autoencoder import Autoencoder
+from farworld.models.cuda_graph import Replayed
 from farworld.models.far import (
     CLEAN_LONG_TERM,
     CLEAN_SHORT_TERM,
@@ -34,8 +35,6 @@ from farworld.models.far import (
     context_mark,
 )
 from farworld.models.kv_cache import KVCache
-
-WARM_UP_RUNS = 3  # before a capture: libraries allocate their workspaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +110,7 @@ class StaticFrame:
         self._branches = cache.keys.shape[1] // batch_size
         self._has_coarse = config.context_patch_size is not None
         latent = (config.latent_channels, config.latent_height, config.latent_width)
-        fine, coarse, half = config.fine_tokens, config.coarse_tokens, config.head_size // 2
+        fine, coarse, head = config.fine_tokens, config.coarse_tokens, config.head_size
         slots = cache.frame_of_slot.shape[1]
         self._integers = Buffers(
             {
@@ -123,8 +122,8 @@ class StaticFrame:
         self._floats = Buffers(
             {
                 "noise": (batch_size, 3, *latent),
-                "fine_cos": (batch_size, 1, 2 * fine, half), "fine_sin": (batch_size, 1, 2 * fine, half),
-                "coarse_cos": (batch_size, 1, coarse, half), "coarse_sin": (batch_size, 1, coarse, half),
+                "fine_cos": (batch_size, 1, 2 * fine, head), "fine_sin": (batch_size, 1, 2 * fine, head),
+                "coarse_cos": (batch_size, 1, coarse, head), "coarse_sin": (batch_size, 1, coarse, head),
             },
             torch.float32, device,
         )  # fmt: skip
@@ -143,10 +142,10 @@ class StaticFrame:
             torch.tensor([[marks[0], now * TIMESTEP_SCALE]], device=device) for now in self._timesteps[:-1]
         ]
         self._fine_sizes = [torch.full((1, 2), size, device=device) for size in step_sizes or ()]
-        self._run: Callable[[], None] = self._frame
+        frame: Callable[[], None] = self._frame
         if compiler is not None:
-            self._run = torch.compile(self._frame, backend=compiler, fullgraph=True, dynamic=False)
-        self._replay: Callable[[], None] | None = None
+            frame = torch.compile(self._frame, backend=compiler, fullgraph=True, dynamic=False)
+        self._run = Replayed(frame, device)
         self._sent = torch.cuda.Event() if device.type == "cuda" else None
 
     def __call__(self, new: NewFrames) -> Tensor:
@@ -175,36 +174,8 @@ class StaticFrame:
             self._sent.record(torch.cuda.current_stream(cache.keys.device))
         self._latents[:, 0].copy_(new.newest)
         self._latents[:, 1].copy_(new.leaving)
-        if self._sent is None:
-            self._run()
-        else:
-            with torch.cuda.device(cache.keys.device):  # streams and graphs are the current device's
-                if self._replay is None:
-                    self._replay = self._replayable()
-                self._replay()
+        self._run()
         return self._result.clone()
-
-    def _replayable(self) -> Callable[[], None]:
-        """The frame as a graph, or as it is where none can be captured: a driver or a kernel may forbid that."""
-        try:
-            return self._captured().replay
-        except RuntimeError as error:
-            reason = str(error).strip().split("\n")[0]
-            warnings.warn(f"frames are made without a CUDA graph, and slower: {reason}", stacklevel=2)
-            return self._run
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        """The frame as a graph; to run it again and again changes nothing, since it writes the same each time."""
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(WARM_UP_RUNS):
-                self._run()
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._run()
-        return graph
 
     def _frame(self) -> None:
         """All passes, from the buffers into the result."""
@@ -287,15 +258,15 @@ class StaticFrame:
         return actions if self._branches == 1 else torch.cat([null, actions])
 
 
-@dataclass(frozen=True, slots=True)
 class _StaticAttention:
     """See `farworld.models.kv_cache.CachedAttention`; where new tokens go is said by tensors."""
 
-    cache: KVCache
-    where: Tensor  # (N,), int64, on the token axis
-    coarse_where: Tensor | None
-    mask: Tensor
-    coarse_mask: Tensor | None
+    def __init__(
+        self, cache: KVCache, where: Tensor, coarse_where: Tensor | None, mask: Tensor, coarse_mask: Tensor | None
+    ) -> None:
+        """Places are (N,), int64, on the cache's token axis."""
+        self.cache, self.where, self.coarse_where = cache, where, coarse_where
+        self.mask, self.coarse_mask = mask, coarse_mask
 
     def __call__(self, layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
         """See `farworld.models.attention.Attend`."""
@@ -312,3 +283,29 @@ class _StaticAttention:
             )
         mask = self.mask[:, :, -fine.q.shape[2] :]  # leading queries may be left out, when nobody needs them
         return F.scaled_dot_product_attention(fine.q, keys, values, attn_mask=mask), coarse_out
+
+
+class StaticDecoder:
+    """Latents to frames, of as many streams each time."""
+
+    def __init__(self, autoencoder: Autoencoder, latents: tuple[int, ...], device: torch.device) -> None:
+        """Allocate all buffers.
+
+        Args:
+            autoencoder: whose weights stay where they are.
+            latents: the shape (B, C, H, W).
+            device: theirs.
+        """
+        self._autoencoder = autoencoder
+        self._latents = torch.zeros(latents, device=device)
+        self._frames = autoencoder.decode(self._latents)
+        self._run = Replayed(self._decode, device)
+
+    def __call__(self, latents: Tensor) -> Tensor:
+        """Scaled latents (B, C, H, W) to frames, uint8, which the next call overwrites."""
+        self._latents.copy_(latents)
+        self._run()
+        return self._frames
+
+    def _decode(self) -> None:
+        self._frames.copy_(self._autoencoder.decode(self._latents))

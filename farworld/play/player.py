@@ -285,11 +285,12 @@ def open_player(
         ValueError, FileNotFoundError: see `load_world`, `Rollout` and `WorldPlayer`.
     """
     from farworld.checkpoint import load_world
-    from farworld.device import choose_device
+    from farworld.device import choose_device, dtype_of_play
     from farworld.rollout import Rollout
 
     world = load_world(checkpoint, device=choose_device(device))
     rollout = Rollout(
-        world.model, num_steps=num_steps, context_frames=context_frames, guidance_scale=guidance_scale, layout=layout
-    )
+        world.model, num_steps=num_steps, context_frames=context_frames, guidance_scale=guidance_scale, layout=layout,
+        dtype=dtype_of_play(world.model.device),
+    )  # fmt: skip
     return WorldPlayer(world, rollout, seed=seed, start=start)
