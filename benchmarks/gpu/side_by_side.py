@@ -11,6 +11,7 @@ them; ends with one line of JSON.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -54,27 +55,35 @@ class Share:
         more: episodes at most, recorded meanwhile.
         workers: processes that record at first, and half of them later.
         settings: of its training.
+        late_settings: of phase b, besides.
     """
 
     first: int
     more: int
     workers: int
     settings: tuple[str, ...]
+    late_settings: tuple[str, ...] = ()
 
     def scaled(self, scale: float, settings: tuple[str, ...]) -> Share:
         """With a part of the episodes, at least two, and further settings."""
         first, more = (max(2, round(scale * count)) for count in (self.first, self.more))
-        return Share(first=first, more=more, workers=min(self.workers, first), settings=(*self.settings, *settings))
+        return dataclasses.replace(
+            self, first=first, more=more, workers=min(self.workers, first), settings=(*self.settings, *settings)
+        )
 
 
 SHARES = {
     "minecraft": Share(
-        first=90, more=330, workers=9, settings=("world_batch_size=64", "learning_rate=1.5e-3", "max_clip_frames=96")
+        first=90, more=330, workers=9,
+        # It is told the step size, and learns its large steps when it knows its small ones.
+        settings=("world_batch_size=96", "learning_rate=1.5e-3", "max_clip_frames=96", "bootstrap_ratio=0"),
+        late_settings=("bootstrap_ratio=0.25",),
     ),
     "dmlab": Share(
-        first=150, more=350, workers=4, settings=("world_batch_size=128", "learning_rate=2e-3", "max_clip_frames=160")
+        first=150, more=350, workers=4,
+        settings=("world_batch_size=160", "learning_rate=2e-3", "max_clip_frames=160"),
     ),
-}
+}  # fmt: skip
 
 
 class Clock:
@@ -160,7 +169,7 @@ class World:
         )  # fmt: skip
         is_encoded = encoding.wait(began + (self._seconds - began) / 2) == 0
         encoding.stop()
-        training.stop()
+        training.stop(patience=30)
         for file in (encoded / "latents").iterdir() if is_encoded else ():
             file.replace(self.run / "latents" / file.name)
         self._fall(all_of_it if is_encoded else early)
@@ -174,7 +183,7 @@ class World:
         clock.say(f"{self.name}: {done} steps at {rate:.1f}/s, {more} more on {data.name}")
         training = self._start(
             "phase-b", "train", "--data", data, "--out", self.run, "--resume",
-            *self._settings, f"world_steps={done + more}", f"decay_fraction={0.75 * more / (done + more):.4f}",
+            *self._settings, *self._share.late_settings, f"world_steps={done + more}", f"decay_fraction={0.75 * more / (done + more):.4f}",
         )  # fmt: skip
         if training.wait(self._seconds - 20) is None:
             training.stop(5)
@@ -226,6 +235,8 @@ def side_by_side(
     out, runs = Path(os.environ.get("OUT", "build/gpu/out")), Path(os.environ.get("RUNS", "build/gpu/runs"))
     for folder in (out, runs):
         folder.mkdir(parents=True, exist_ok=True)
+    # A shell's background jobs ignore the interrupt, and so would ours.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     clock = Clock(out / "side_by_side.log")
     worlds = [
         World(name, share.scaled(scale, settings), runs, clock, seconds) for name, share in SHARES.items()
