@@ -257,6 +257,7 @@ def test_graphed_frames_allocate_nothing_that_lasts():
     world = tiny_world(copy_gate=True).to("cuda")
     rollout, _ = on_gpu(world)
     frames, actions = clip(6)
+    rollout.step(1)
     replays = [rollout._static._run._replay, rollout._decoder._run._replay]
     rollout.reset_stream(1, frames[1], actions[1, :5])
     for _ in range(20):
