@@ -104,8 +104,8 @@ def play(
             ckpt, seed=seed, num_steps=steps, context_frames=context, guidance_scale=guidance, layout=layout,
             device=device,
         )  # fmt: skip
-        settle_threads(player.rollout, threads)  # first, since a backend is made for a number of threads
         use_backend(player.world.model, backend)
+        settle_threads(player.rollout, threads)
         with Window(player) as window:
             report = measure(PlayedWindow(window, player, seed), frames, began)
     _publish({"bench": "play", "ckpt": player.world.path, "backend": backend, **report}, record, json)

@@ -29,8 +29,8 @@ NEEDS_OPENVINO = 'this way to run a world needs OpenVINO: pip install "farworld[
 def run_by_openvino(world: WorldModel, *, precision: Precision = "float32") -> None:
     """Let OpenVINO run a world, frames differ from PyTorch's by rounding.
 
-    Exporting takes some seconds, at the first frame that needs it, and anew for other sizes of batch and context; as
-    many threads as PyTorch has then are used from there on.
+    Exporting takes some seconds, at the first frame that needs it, and anew for other sizes of batch and context. It
+    runs on as many threads as PyTorch; a part of exporting is repeated for another number.
 
     Args:
         world: on the CPU; packed or not.
@@ -103,22 +103,27 @@ def is_exported(world: WorldModel) -> bool:
 
 
 class Exported:
-    """A module by OpenVINO, exported for each combination of input shapes that it meets."""
+    """A module by OpenVINO, exported for each combination of input shapes, and compiled for each number of threads."""
 
     def __init__(self, module: nn.Module, core: Any, settings: dict[str, Any]) -> None:
         self._module = module
         self._core = core
         self._settings = settings
-        self._requests: dict[tuple[torch.Size, ...], Any] = {}
+        self._models: dict[tuple[torch.Size, ...], Any] = {}
+        self._requests: dict[tuple[int, tuple[torch.Size, ...]], Any] = {}
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The module's outputs for float32 inputs, which are read where they are."""
         import openvino
 
-        shapes = tuple(tensor.shape for tensor in inputs)
-        if shapes not in self._requests:
-            self._requests[shapes] = self._export(shapes)
-        request = self._requests[shapes]
+        shapes, threads = tuple(tensor.shape for tensor in inputs), torch.get_num_threads()
+        if shapes not in self._models:
+            self._models[shapes] = self._export(shapes)
+        if (threads, shapes) not in self._requests:
+            settings = {**self._settings, "INFERENCE_NUM_THREADS": threads}
+            compiled = self._core.compile_model(self._models[shapes], "CPU", settings)
+            self._requests[threads, shapes] = compiled.create_infer_request()
+        request = self._requests[threads, shapes]
         arrays = [tensor.contiguous().numpy() for tensor in inputs]
         for index, array in enumerate(arrays):
             request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
@@ -143,8 +148,7 @@ class Exported:
             port.get_node().set_partial_shape(openvino.PartialShape(list(shape)))
             port.get_node().set_element_type(openvino.Type.f32)
         model.validate_nodes_and_infer_types()
-        settings = {**self._settings, "INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        return self._core.compile_model(model, "CPU", settings).create_infer_request()
+        return model
 
 
 class PurePass(nn.Module):

@@ -34,12 +34,17 @@ def settle_threads(rollout: Rollout, threads: int | None) -> int:
     """
     import torch
 
+    from farworld.exported import is_exported
+
     if threads is not None:
         if threads < 1:
             raise ValueError(f"--threads must be 1 or more, got {threads}")
         torch.set_num_threads(threads)
     elif rollout.world.device.type == "cpu" and not any(os.environ.get(name) for name in SET_BY_USER):
-        torch.set_num_threads(measured_threads(rollout, numbers_to_try(physical_cores())))
+        numbers = numbers_to_try(physical_cores())
+        if is_exported(rollout.world):  # it is compiled for each, which takes seconds
+            numbers = numbers[-2:]
+        torch.set_num_threads(measured_threads(rollout, numbers))
     return torch.get_num_threads()
 
 
@@ -50,19 +55,21 @@ def measured_threads(rollout: Rollout, numbers: list[int]) -> int:
     if len(numbers) == 1:
         return numbers[0]
     start = rollout.snapshot()
-    frame_ms: dict[int, list[float]] = {}
-    for round_ in range(ROUNDS + 1):
-        for number in reversed(numbers):
-            torch.set_num_threads(number)
-            began = time.perf_counter()
-            rollout.step(0)
-            took = (time.perf_counter() - began) * 1000
-            rollout.restore(start)
-            if round_:  # the first round wakes threads and fills caches
-                frame_ms.setdefault(number, []).append(took)
-            elif number == numbers[-1] and took > MOST_MS:
-                return number
-    return fastest(frame_ms)
+
+    def frame_ms(number: int) -> float:
+        torch.set_num_threads(number)
+        began = time.perf_counter()
+        rollout.step(0)
+        took = (time.perf_counter() - began) * 1000
+        rollout.restore(start)
+        return took
+
+    for number in reversed(numbers):
+        frame_ms(number)  # wakes threads, fills caches, compiles
+        if number == numbers[-1] and frame_ms(number) > MOST_MS:
+            return number
+    rounds = [{number: frame_ms(number) for number in reversed(numbers)} for _ in range(ROUNDS)]
+    return fastest({number: [took[number] for took in rounds] for number in numbers})
 
 
 def fastest(frame_ms: dict[int, list[float]]) -> int:

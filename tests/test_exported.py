@@ -11,6 +11,7 @@ import pytest
 import torch
 from test_far import clip, tiny_world
 
+from farworld import threads
 from farworld.bench import bench
 from farworld.checkpoint import load_world
 from farworld.exported import is_exported, run_by_openvino
@@ -74,6 +75,31 @@ def test_a_played_world_shows_the_same_frames(needs_openvino, tiny_world_path, m
     monkeypatch.setattr("farworld.checkpoint.has_bfloat16", lambda device: False)  # else ours decodes in bfloat16
     expected = play(tiny_world_path)
     assert np.abs(play(tiny_world_path, precision="float32") - expected).max() <= 1
+
+
+def test_an_exported_world_is_measured_with_all_cores_and_half_of_them(needs_openvino, tiny_world_path, monkeypatch):
+    """It is traced once and compiled for both, and the stream is as it was."""
+    world = load_world(tiny_world_path)
+    run_by_openvino(world.model)
+    rollout, context = Rollout(world.model), world.contexts[0]
+    rollout.prime(context.frames[None], context.actions[None])
+    monkeypatch.setattr(threads, "MOST_MS", 1e9)
+    monkeypatch.setattr(threads, "physical_cores", lambda: 4)
+    for name in threads.SET_BY_USER:
+        monkeypatch.delenv(name, raising=False)
+    before = torch.get_num_threads()
+    try:
+        assert threads.settle_threads(rollout, None) in (2, 4)
+    finally:
+        torch.set_num_threads(before)
+    passes = world.model.transformer.run._passes
+    assert {number for number, _ in passes._requests} == {2, 4}
+    assert len(passes._requests) == 2 * len(passes._models)
+    expected = play(tiny_world_path, precision="float32", num_steps=3)
+    for action, frame in zip(
+        np.random.default_rng(0).integers(len(world.config.vocabulary), size=3), expected, strict=True
+    ):
+        assert np.abs(rollout.step(int(action))[0] - frame).max() <= 1
 
 
 def test_bfloat16_shows_nearly_the_same_frames(needs_openvino, tiny_world_path):

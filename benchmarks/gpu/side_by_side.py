@@ -42,7 +42,7 @@ PARCEL_BYTES = 27 * 2**20  # of each world: both are to come through
 # FlexAttention and compiled blocks take a minute to start, which so short a training does not get back.
 SETTINGS = ("attention=sdpa", "compile=False", "early_clip_frames=16", "own_context_ratio=0.5", "warmup_steps=100",
             "checkpoint_every=400", "sample_every=1000000")  # fmt: skip
-SLOWER = 1.45  # a step of phase b, with predictions and longer clips, against one of phase a
+SLOWER = 1.75  # a step of phase b, with predictions, longer clips and the other world beside it, against one of phase a
 SECONDS_TO_EXPORT = 34  # scores on held-out episodes included
 
 
@@ -183,7 +183,8 @@ class World:
         clock.say(f"{self.name}: {done} steps at {rate:.1f}/s, {more} more on {data.name}")
         training = self._start(
             "phase-b", "train", "--data", data, "--out", self.run, "--resume",
-            *self._settings, *self._share.late_settings, f"world_steps={done + more}", f"decay_fraction={0.75 * more / (done + more):.4f}",
+            *self._settings, *self._share.late_settings,
+            f"world_steps={done + more}", f"decay_fraction={0.75 * more / (done + more):.4f}",
         )  # fmt: skip
         if training.wait(self._seconds - 20) is None:
             training.stop(5)

@@ -122,8 +122,8 @@ def play(
                 ckpt, seed=seed, start=start or 0, num_steps=steps, context_frames=context,
                 guidance_scale=1.0 if guidance is None else guidance, layout=layout, device=device,
             )  # fmt: skip
-            settle_threads(world_player.rollout, threads)  # first, since a backend is made for a number of threads
             use_backend(world_player.world.model, backend)
+            settle_threads(world_player.rollout, threads)
         else:
             from farworld.envs.player import open_env_player
 
