@@ -153,7 +153,10 @@ class Rollout:
         self._primed = False
 
     def alike(self, *, static: bool | None = None, **changes: Any) -> Rollout:
-        """A new rollout of the same world, not primed, with the same settings but for the given ones of `Settings`."""
+        """A new rollout of the same world, not primed, with the same settings but for the given ones of `Settings`.
+
+        Whether its frames are static is no setting; see `Rollout`.
+        """
         settings = dataclasses.asdict(dataclasses.replace(self.settings, **changes))
         del settings["model"]
         return Rollout(self.world, static=static, **settings)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -82,9 +84,11 @@ def settings_of(
     """Settings with a world's own ones where none are given; see `Rollout`.
 
     Raises:
-        ValueError: num_steps and timesteps, or what settings may not be.
+        ValueError: num_steps and timesteps, no whole number where one is counted, or what settings may not be.
     """
     own, finest = world.config, world.config.model.shortcut_steps
+    num_steps, sink_frames = _whole_or_none("num_steps", num_steps), _whole_or_none("sink_frames", sink_frames)
+    context_frames = _whole_or_none("context_frames", context_frames)
     if timesteps is None:
         num_steps = own.num_steps if num_steps is None else num_steps
         timesteps = flow.shortcut_timesteps(num_steps, finest) if finest else flow.euler_timesteps(num_steps)
@@ -94,8 +98,24 @@ def settings_of(
     if sink_frames is None:
         sink_frames = own.sink_frames if layout == "sliding" else 0
     return Settings(
-        model=own.model, batch_size=batch_size, layout=layout, sink_frames=sink_frames,
+        model=own.model, batch_size=whole_number("batch_size", batch_size), layout=layout, sink_frames=sink_frames,
         context_frames=own.context_frames if context_frames is None else context_frames,
         guidance_scale=guidance_scale, context_noise=own.context_noise if context_noise is None else context_noise,
         timesteps=tuple(timesteps), dtype=dtype,
     )  # fmt: skip
+
+
+def whole_number(name: str, value: Any) -> int:
+    """An integer of any library's type as one of Python.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, got {value!r}") from None
+
+
+def _whole_or_none(name: str, value: Any) -> int | None:
+    return None if value is None else whole_number(name, value)

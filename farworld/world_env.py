@@ -17,6 +17,7 @@ from farworld.actions import ActionVocabulary
 from farworld.checkpoint import Context, World, load_world
 from farworld.device import choose_device, dtype_of_play
 from farworld.rollout import Rollout
+from farworld.rollout_settings import whole_number
 
 
 class WorldEnv(gymnasium.Env):
@@ -312,7 +313,7 @@ def _open(
         raise ValueError(f"render_mode must be rgb_array or None, got {render_mode!r}")
     world = load_world(ckpt, device=choose_device(device))
     count = len(world.contexts)
-    if not count or (start is not None and not 0 <= start < count):
+    if not count or (start is not None and not 0 <= whole_number("start", start) < count):
         raise ValueError(f"start must be below {world.path}'s number of start contexts, {count}, got {start}")
     env.render_mode = render_mode
     env.metadata = {**env.metadata, "render_fps": world.config.frames_per_second}

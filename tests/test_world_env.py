@@ -82,6 +82,9 @@ def test_a_step_before_the_reset_is_an_error(make):
         ({"start": 2}, "start"),
         ({"device": "abacus"}, "abacus.*cpu"),
         ({"num_steps": 0}, "step"),
+        ({"num_steps": 1.5}, "num_steps must be a whole number, got 1.5"),
+        ({"context_frames": "64"}, "context_frames must be a whole number, got '64'"),
+        ({"start": 0.5}, "start must be a whole number, got 0.5"),
         ({"context_frames": 2}, "at least the short-term window of 4"),
     ],
 )
