@@ -165,4 +165,4 @@ def test_latents_larger_than_main_memory_are_drawn_from_in_little_of_it(tmp_path
             before = anonymous_memory()
     read = 40 * clips.latents.numel() * 2
     assert read > 250 << 20
-    assert anonymous_memory() - before < 50 << 20
+    assert anonymous_memory() - before < read / 3  # not nothing: an allocator that much has been freed to keeps gaps
