@@ -135,22 +135,26 @@ class Rollout:
         self._static: StaticFrame | None = None
         self._decoder: StaticDecoder | None = None
         if self.layout == "sliding" and (world.device.type == "cuda" if static is None else static):
-            with torch.inference_mode():
-                self._static = StaticFrame(
-                    self._transformer, self._cache, batch_size=batch_size, timesteps=self.timesteps,
-                    step_sizes=settings.step_sizes, guidance_scale=guidance_scale, context_noise=self.context_noise,
-                    modulate=self._modulate, compiler=compiler,
-                )  # fmt: skip
-                if world.device.type == "cuda":
-                    model = settings.model
-                    latents = (batch_size, model.latent_channels, model.latent_height, model.latent_width)
-                    self._decoder = StaticDecoder(world.autoencoder, latents, world.device)
+            self._make_static(compiler)
         # Past frames that are not in the cache for good: the newest ones, up to frame_index.
         self._latents: list[Tensor] = []
         self._actions: list[Tensor] = []
         self._fine_end = 0  # frames before it are in the cache by their fine tokens, if still in the window
         self._coarse_end = 0  # frames before it are in the cache by their coarse tokens, if still in the ring
         self._primed = False
+
+    @torch.inference_mode()
+    def _make_static(self, compiler: str | Callable | None) -> None:
+        """Prepare frames of the steady state, and on a GPU their decoding."""
+        settings, model = self.settings, self.settings.model
+        self._static = StaticFrame(
+            self._transformer, self._cache, batch_size=settings.batch_size, timesteps=settings.timesteps,
+            step_sizes=settings.step_sizes, guidance_scale=settings.guidance_scale,
+            context_noise=settings.context_noise, modulate=self._modulate, compiler=compiler,
+        )  # fmt: skip
+        if self.world.device.type == "cuda":
+            latents = (settings.batch_size, model.latent_channels, model.latent_height, model.latent_width)
+            self._decoder = StaticDecoder(self.world.autoencoder, latents, self.world.device)
 
     def alike(self, *, static: bool | None = None, **changes: Any) -> Rollout:
         """A new rollout of the same world, not primed, with the same settings but for the given ones of `Settings`.

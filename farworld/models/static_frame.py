@@ -296,13 +296,15 @@ class StaticDecoder:
             latents: the shape (B, C, H, W).
             device: theirs.
         """
+        batch, _, *size = latents
+        height, width = (side * autoencoder.config.compression for side in size)
         self._autoencoder = autoencoder
         self._latents = torch.zeros(latents, device=device)
-        self._frames = autoencoder.decode(self._latents)
+        self._frames = torch.zeros((batch, height, width, 3), dtype=torch.uint8, device=device)
         self._run = Replayed(self._decode, device)
 
     def __call__(self, latents: Tensor) -> Tensor:
-        """Scaled latents (B, C, H, W) to frames, uint8, which the next call overwrites."""
+        """Scaled latents (B, C, H, W) to frames (B, height, width, 3), uint8, which the next call overwrites."""
         self._latents.copy_(latents)
         self._run()
         return self._frames
