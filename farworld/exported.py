@@ -62,9 +62,9 @@ def run_by_openvino(world: WorldModel, *, precision: Precision = "float32") -> N
         "ENABLE_CPU_PINNING": False,  # other programs may sit on that core
     }
     decoder = Exported(plain.autoencoder.decoder, core, settings)
-    world.autoencoder.decoder.forward = lambda latents: decoder(latents)[0]  # type: ignore[method-assign]
     passes = Exported(PurePass(plain.transformer), core, settings)
-    world.transformer.run = ExportedRun(world.transformer, passes)  # type: ignore[method-assign]
+    world.autoencoder.decoder.forward = lambda latents: decoder(latents)[0]  # type: ignore[method-assign]
+    world.transformer.run = ExportedRun(world.transformer, passes, (passes, decoder))  # type: ignore[method-assign]
 
 
 class SignalStack(ctypes.Structure):
@@ -102,6 +102,13 @@ def is_exported(world: WorldModel) -> bool:
     return isinstance(world.transformer.run, ExportedRun)
 
 
+def forget_other_threads(world: WorldModel) -> None:
+    """Free what an exported world was compiled into for other numbers of threads than PyTorch's; copies of weights."""
+    if isinstance(run := world.transformer.run, ExportedRun):
+        for part in run.parts:
+            part.forget_other_threads()
+
+
 class Exported:
     """A module by OpenVINO, exported for each combination of input shapes, and compiled for each number of threads."""
 
@@ -130,6 +137,11 @@ class Exported:
         request.infer()
         # The next call writes into the same memory.
         return tuple(torch.from_numpy(tensor.data.copy()) for tensor in request.output_tensors)
+
+    def forget_other_threads(self) -> None:
+        """See the function of this name."""
+        threads = torch.get_num_threads()
+        self._requests = {key: request for key, request in self._requests.items() if key[0] == threads}
 
     def _export(self, shapes: tuple[torch.Size, ...]) -> Any:
         import openvino
@@ -227,13 +239,17 @@ class PurePass(nn.Module):
 class ExportedRun:
     """Stands in for `FAR.run` where a pass has few new frames and one to denoise, as in play."""
 
-    def __init__(self, transformer: FAR, passes: Callable[..., tuple[Tensor, ...]]) -> None:
+    def __init__(
+        self, transformer: FAR, passes: Callable[..., tuple[Tensor, ...]], parts: tuple[Exported, ...] = ()
+    ) -> None:
         """Remember how the transformer runs by itself.
 
         Args:
             transformer: whose `run` this is to be.
             passes: runs what `PurePass` says.
+            parts: all of the world that OpenVINO runs.
         """
+        self.parts = parts
         self._transformer = transformer
         self._eager = transformer.run
         self._passes = passes

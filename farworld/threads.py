@@ -34,7 +34,7 @@ def settle_threads(rollout: Rollout, threads: int | None) -> int:
     """
     import torch
 
-    from farworld.exported import is_exported
+    from farworld.exported import forget_other_threads, is_exported
 
     if threads is not None:
         if threads < 1:
@@ -45,6 +45,7 @@ def settle_threads(rollout: Rollout, threads: int | None) -> int:
         if is_exported(rollout.world):  # it is compiled for each, which takes seconds
             numbers = numbers[-2:]
         torch.set_num_threads(measured_threads(rollout, numbers))
+        forget_other_threads(rollout.world)
     return torch.get_num_threads()
 
 
