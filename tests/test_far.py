@@ -433,12 +433,14 @@ def test_an_action_outside_the_vocabulary_is_an_error_that_names_the_range(world
 
 @pytest.mark.parametrize("layout", ["sliding", "anchored"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 1.5])
-def test_snapshots_stay_what_they_were(world, layout, guidance_scale):
+@pytest.mark.parametrize("num_threads", [1, 2])  # one copies all slots at once if most of them change
+def test_snapshots_stay_what_they_were(world, layout, guidance_scale, num_threads, monkeypatch):
     """They share what they have in common with each other and with the rollout, and nobody may notice.
 
     One after every frame, twice around the ring, restored in any order, also after a new start, in another rollout
     and after a trip to a disk.
     """
+    monkeypatch.setattr(torch, "get_num_threads", lambda: num_threads)
     frames, actions = clip(5, batch=1)
     rollout, other = (Rollout(world, layout=layout, guidance_scale=guidance_scale, context_frames=7) for _ in range(2))
     rollout.prime(frames, actions[:, :4], seed=3)

@@ -117,6 +117,7 @@ class KVCache:
             (self._sinks if slot < sink_frames else self._storage)[..., self.token_range(slot), :]
             for slot in range(self.scratch_slot)
         ]
+        self._nothing = [torch.zeros_like(slot) for slot in (self._slots[0], self._slots[-1])]
         self._pages: list[weakref.ref[Page] | None] = [None] * self.scratch_slot  # of what the slots hold now
 
     @property
@@ -203,24 +204,33 @@ class KVCache:
 
     def put(self, pages: Sequence[Page | None], frame_of_slot: Tensor) -> None:
         """Hold what these pages hold, of this cache or of one alike; what is there already is not written again."""
-        slots, contents = [], []
-        for slot, (page, is_empty) in enumerate(zip(pages, self._are_empty(), strict=True)):
-            known = self._pages[slot]
-            if page is None:
-                if not is_empty:
-                    self._leave(slot)
-                    self._slots[slot].zero_()
-            elif known is None or known() is not page:
-                self._leave(slot)
-                slots.append(self._slots[slot])
-                contents.append(page.read())
-                self._pages[slot] = weakref.ref(page)
-        if slots:
-            torch._foreach_copy_(slots, contents)
+        held = [None if known is None else known() for known in self._pages]
+        changed = [
+            slot
+            for slot, (page, here, is_empty) in enumerate(zip(pages, held, self._are_empty(), strict=True))
+            if page is not here or (page is None and not is_empty)
+        ]
+        contents = {}
+        for slot in changed:
+            if (here := held[slot]) is not None:
+                here.keep()
+            page = pages[slot]
+            contents[slot] = self._nothing[slot >= self.long_term_frames] if page is None else page.read()
+            self._pages[slot] = None if page is None else weakref.ref(page)
+        self._write(contents)
         self.frame_of_slot = frame_of_slot.clone()
         if self.sink_frames and (first := int(frame_of_slot[0, 0])) != EMPTY:
             self.place_sinks(first)
             self.frame_of_slot = frame_of_slot.clone()  # not all of them may be there yet
+
+    def _write(self, contents: dict[int, Tensor]) -> None:
+        """Copy contents into their slots."""
+        if 2 * len(contents) > self.scratch_slot and not self.sink_frames and torch.get_num_threads() == 1:
+            # All of the storage in its order, what stays as well: on one thread a third faster than slot by slot.
+            kept = [contents[i] if i in contents else slot.clone() for i, slot in enumerate(self._slots)]
+            torch.cat([*kept, self._nothing[True]], dim=-2, out=self._storage)  # whatever, in the scratch slot
+        elif contents:
+            torch._foreach_copy_([self._slots[slot] for slot in contents], list(contents.values()))
 
     def _are_empty(self) -> list[bool]:
         """Of each slot but the scratch one, whether it is empty in all streams."""
