@@ -154,10 +154,13 @@ def prepare_environment() -> None:
     """Settings that pygame and torch read when they are imported; what the user has set stays.
 
     On a busy machine OpenMP threads that spin while they wait for a preempted one make a frame take seconds;
-    threads that sleep keep it at its pace (at the cost of a few microseconds an operation).
+    threads that soon sleep keep it at its pace. Some microseconds of spinning, which GNU's library can be told, spare
+    most of what falling asleep between operations costs on an idle machine.
     """
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _check_choice(
