@@ -192,7 +192,7 @@ def frame_scores(drawn: np.ndarray, truth: np.ndarray, instruments: Instruments,
         if instruments.lpips is not None:
             images = [x.permute(0, 3, 1, 2).float() / 255 for x in (a, b)]
             rows["lpips"].append(instruments.lpips(*images, unit_range=not as_far))
-    return {name: torch.cat(row).double().cpu().numpy().reshape(shape) for name, row in rows.items() if row}
+    return {name: torch.cat(row).cpu().double().numpy().reshape(shape) for name, row in rows.items() if row}
 
 
 def far_videos(drawn: np.ndarray, truth: np.ndarray, seen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

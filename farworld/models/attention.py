@@ -126,6 +126,26 @@ class QKV(NamedTuple):
     v: Tensor
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Scaled dot-product attention.
+
+    Args:
+        q: (B, A, Q, K).
+        k: (B, A, S, K).
+        v: (B, A, S, K).
+        mask: added to the logits, see `attention_mask`.
+
+    Returns:
+        (B, A, Q, K).
+    """
+    if q.device.type in ("cpu", "cuda"):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    # Of few queries and keys that are views, as a cache has them, several releases' kernel for MPS makes garbage
+    # (pytorch/pytorch#163597, #169222, #181133).
+    logits = q.contiguous() @ k.contiguous().transpose(-1, -2) * q.shape[-1] ** -0.5
+    return (logits if mask is None else logits + mask).softmax(dim=-1) @ v.contiguous()
+
+
 class Attend(Protocol):
     """How the blocks attend: over a whole clip, or through a cache."""
 
@@ -199,16 +219,16 @@ class ClipAttention:
             if coarse is not None:
                 k = torch.cat([coarse.k[:, :, coarse_keys], k], dim=2)
                 v = torch.cat([coarse.v[:, :, coarse_keys], v], dim=2)
-            outputs.append(F.scaled_dot_product_attention(fine.q[:, :, queries], k, v, attn_mask=mask))
+            outputs.append(attend(fine.q[:, :, queries], k, v, mask))
         coarse_out = None
         if coarse is not None:
-            coarse_out = F.scaled_dot_product_attention(coarse.q, coarse.k, coarse.v, attn_mask=self.coarse_mask)
+            coarse_out = attend(coarse.q, coarse.k, coarse.v, self.coarse_mask)
         return torch.cat(outputs, dim=2), coarse_out
 
 
 def full_attention(layer: int, fine: QKV, coarse: QKV | None) -> tuple[Tensor, Tensor | None]:
     """Attention of every frame to every frame, as in Video-DiT; see `Attend`."""
-    return F.scaled_dot_product_attention(fine.q, fine.k, fine.v), None
+    return attend(fine.q, fine.k, fine.v), None
 
 
 def frames_of(frames: range, tokens: int) -> Tensor:

@@ -20,10 +20,9 @@ import weakref
 from collections.abc import Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from farworld.models.attention import QKV, attention_mask, rope_table, rotate, visible, visible_coarse
+from farworld.models.attention import QKV, attend, attention_mask, rope_table, rotate, visible, visible_coarse
 from farworld.models.far import FARConfig
 
 EMPTY = -1
@@ -334,9 +333,7 @@ class CachedAttention:
         if coarse is not None:
             _store(keys, values, coarse, self.coarse_ranges)
             end = self.cache.coarse_length
-            coarse_out = F.scaled_dot_product_attention(
-                coarse.q, keys[:, :, :end], values[:, :, :end], attn_mask=self.coarse_mask
-            )
+            coarse_out = attend(coarse.q, keys[:, :, :end], values[:, :, :end], self.coarse_mask)
         skipped = self.num_queries - fine.q.shape[2]  # leading queries that nobody needs
         outputs = []
         for queries, stop, mask in self.groups:
@@ -346,7 +343,7 @@ class CachedAttention:
             q = fine.q[:, :, start - skipped : queries.stop - skipped]
             mask = mask if mask is None else mask[:, :, start - queries.start :]
             k, v = keys[:, :, :stop], values[:, :, :stop]
-            outputs.append(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+            outputs.append(attend(q, k, v, mask))
         return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0], coarse_out
 
 

@@ -18,11 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from farworld.models import flow
-from farworld.models.attention import QKV, visible, visible_coarse
+from farworld.models.attention import QKV, attend, visible, visible_coarse
 from farworld.models.autoencoder import Autoencoder
 from farworld.models.cuda_graph import Replayed
 from farworld.models.far import (
@@ -278,11 +277,9 @@ class _StaticAttention:
             keys.index_copy_(2, self.coarse_where, coarse.k)
             values.index_copy_(2, self.coarse_where, coarse.v)
             end = self.cache.coarse_length
-            coarse_out = F.scaled_dot_product_attention(
-                coarse.q, keys[:, :, :end], values[:, :, :end], attn_mask=self.coarse_mask
-            )
+            coarse_out = attend(coarse.q, keys[:, :, :end], values[:, :, :end], self.coarse_mask)
         mask = self.mask[:, :, -fine.q.shape[2] :]  # leading queries may be left out, when nobody needs them
-        return F.scaled_dot_product_attention(fine.q, keys, values, attn_mask=mask), coarse_out
+        return attend(fine.q, keys, values, mask), coarse_out
 
 
 class StaticDecoder:
