@@ -17,6 +17,7 @@ from cyclopts import App, Parameter
 from farworld.console import json_line, print_json, progress_bar, stdout_to_stderr
 from farworld.env_options import EnvOptions
 from farworld.play.cli import (
+    AUTO_BACKEND_HELP,
     BACKEND_HELP,
     CKPT_HELP,
     FRAME_SIZE_HELP,
@@ -73,7 +74,7 @@ def play(
     layout: Annotated[Literal["sliding", "anchored"] | None, Parameter(help=LAYOUT_HELP)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where the model runs.")] = "auto",
     threads: Annotated[int | None, Parameter(help=THREADS_HELP)] = None,
-    backend: Annotated[Backend, Parameter(help=BACKEND_HELP)] = "torch",
+    backend: Annotated[Backend | Literal["auto"], Parameter(help=AUTO_BACKEND_HELP)] = "auto",
     seed: Annotated[int, Parameter(help=SEED_HELP)] = 0,
     record: Annotated[Path | None, Parameter(help=RECORD_HELP)] = None,
     json: Annotated[bool, Parameter(negative=(), help=JSON_HELP)] = False,
@@ -104,11 +105,11 @@ def play(
             ckpt, seed=seed, num_steps=steps, context_frames=context, guidance_scale=guidance, layout=layout,
             device=device,
         )  # fmt: skip
-        use_backend(player.world.model, backend)
+        runs_it = use_backend(player.world.model, backend)
         settle_threads(player.rollout, threads)
         with Window(player) as window:
             report = measure(PlayedWindow(window, player, seed), frames, began)
-    _publish({"bench": "play", "ckpt": player.world.path, "backend": backend, **report}, record, json)
+    _publish({"bench": "play", "ckpt": player.world.path, "backend": runs_it, **report}, record, json)
 
 
 @bench.command
@@ -462,30 +463,29 @@ def describe_rollout(rollout: Rollout) -> dict[str, Any]:
 
 
 def describe_arithmetic(rollout: Rollout, frame_ms: float) -> dict[str, Any]:
-    """What a frame takes of what the machine can do; unknown where something else than PyTorch computes it."""
+    """What a frame takes of what the machine can do."""
     from farworld.arithmetic import matmul_rate
-    from farworld.exported import is_exported
 
     rate = matmul_rate(rollout.world.device, rollout.dtype)
-    report: dict[str, Any] = dict.fromkeys(("flops_per_frame", "flops_per_second", "flops_utilisation"))
-    if not is_exported(rollout.world):
-        flops = count_frame(rollout)
-        achieved = 1000 * flops / frame_ms
-        report = {
-            "flops_per_frame": flops,
-            "flops_per_second": achieved,
-            "flops_utilisation": round(achieved / rate, 3),
-        }
-    return {**report, "matmul_flops_per_second": rate}
+    flops = count_frame(rollout)
+    achieved = 1000 * flops / frame_ms
+    return {
+        "flops_per_frame": flops,
+        "flops_per_second": achieved,
+        "flops_utilisation": round(achieved / rate, 3),
+        "matmul_flops_per_second": rate,
+    }
 
 
 def count_frame(rollout: Rollout) -> int:
-    """Floating-point operations of a stream's next frame, by a rollout alike that no CUDA graph hides."""
+    """Floating-point operations of a stream's next frame by PyTorch, whatever runs it, and without a CUDA graph."""
     from farworld.arithmetic import count_flops
+    from farworld.exported import by_torch
 
     alike = rollout.alike(static=False)
     alike.restore(rollout.snapshot())
-    return count_flops(lambda: alike.step(0)) // rollout.batch_size
+    with by_torch(rollout.world):
+        return count_flops(lambda: alike.step(0)) // rollout.batch_size
 
 
 def describe_run(device: torch.device | None = None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import ctypes
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any, Literal, cast
 
 import torch
@@ -23,6 +24,9 @@ from farworld.models.kv_cache import CachedAttention
 from farworld.world_model import WorldModel
 
 Precision = Literal["float32", "bfloat16"]
+MOST_PARAMETERS = (
+    50_000_000  # of a world that is exported unasked: of larger ones it takes a minute, and as much memory
+)
 NEEDS_OPENVINO = 'this way to run a world needs OpenVINO: pip install "farworld[openvino]"'
 
 
@@ -91,10 +95,42 @@ def kept_signal_stack() -> Iterator[None]:
         sigaltstack(ctypes.byref(before), None)
 
 
-def use_backend(world: WorldModel, backend: str) -> None:
-    """Let torch, for which it is loaded, openvino or openvino-bf16 run a world; see `run_by_openvino`."""
+def use_backend(world: WorldModel, backend: str) -> str:
+    """Let torch, for which it is loaded, openvino or openvino-bf16 run a world; see `run_by_openvino`.
+
+    Args:
+        world: to be run.
+        backend: auto is openvino where it is installed, for worlds on a CPU that are small enough to be played there;
+            torch elsewhere, and if OpenVINO cannot be loaded, of which a line on stderr tells.
+
+    Returns:
+        What runs it, not auto.
+    """
+    if backend == "auto":
+        if world.device.type != "cpu" or world.num_parameters > MOST_PARAMETERS or not find_spec("openvino"):
+            return "torch"
+        try:
+            run_by_openvino(world)
+        except (ImportError, OSError, RuntimeError) as error:
+            print(f"farworld: PyTorch runs the world, since OpenVINO can't be loaded: {error}", file=sys.stderr)
+            return "torch"
+        return "openvino"
     if backend != "torch":
         run_by_openvino(world, precision="bfloat16" if backend == "openvino-bf16" else "float32")
+    return backend
+
+
+@contextlib.contextmanager
+def by_torch(world: WorldModel) -> Iterator[None]:
+    """Let PyTorch run a world in between, whatever else does."""
+    places = [(vars(world.autoencoder.decoder), "forward"), (vars(world.transformer), "run")]
+    kept = [attributes.pop(name, None) for attributes, name in places]
+    try:
+        yield
+    finally:
+        for (attributes, name), method in zip(places, kept, strict=True):
+            if method is not None:
+                attributes[name] = method
 
 
 def is_exported(world: WorldModel) -> bool:

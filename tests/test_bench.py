@@ -50,7 +50,9 @@ def test_bench_play_prints_one_json_object(tiny_world_path, capfd):
 
 def test_the_parts_of_a_frame_are_all_of_it_and_nothing_stays_watched(tiny_world_path, capfd):
     before = kv_cache.CachedAttention.__call__, kv_cache.CachedAttention.__init__, kv_cache._store
-    report = run(capfd, "play", "--ckpt", tiny_world_path, "--frames", "30", "--device", "cpu")
+    report = run(
+        capfd, "play", "--ckpt", tiny_world_path, "--frames", "30", "--device", "cpu", "--backend", "torch",
+    )  # fmt: skip
     parts = report["breakdown_ms"]
     assert list(parts) == ["transformer", "attention", "cache", "decode", "draw", "rest"]
     assert all(ms > 0 for ms in parts.values())

@@ -4,6 +4,7 @@ import copy
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from test_far import clip, tiny_world
 from farworld import threads
 from farworld.bench import bench
 from farworld.checkpoint import load_world
-from farworld.exported import is_exported, run_by_openvino
+from farworld.cli import app
+from farworld.exported import by_torch, is_exported, run_by_openvino, use_backend
 from farworld.rollout import Rollout
 
 NUM_STEPS = 100
@@ -121,7 +123,7 @@ def test_the_weights_of_an_exported_world_stay_its_own(needs_openvino, tiny_worl
     assert exported.num_parameters == plain.num_parameters
 
 
-def test_bench_says_who_ran_the_world_and_counts_no_arithmetic_that_it_cannot_see(
+def test_bench_says_who_ran_the_world_and_counts_its_arithmetic_by_pytorch(
     needs_openvino, tiny_world_path, capfd, monkeypatch
 ):
     monkeypatch.setattr("farworld.arithmetic.matmul_rate", lambda device, dtype: 1e9)
@@ -140,7 +142,62 @@ def test_bench_says_who_ran_the_world_and_counts_no_arithmetic_that_it_cannot_se
     bench(words, result_action="return_value")
     report = json.loads(capfd.readouterr().out)
     assert report["backend"] == "openvino" and report["fps"] > 0 and report["breakdown_ms"]["transformer"] > 0
-    assert (report["flops_per_frame"], report["flops_utilisation"]) == (None, None)
+    words[words.index("openvino")] = "torch"
+    bench(words, result_action="return_value")
+    assert report["flops_per_frame"] == json.loads(capfd.readouterr().out)["flops_per_frame"] > 0
+
+
+def test_pytorch_runs_an_exported_world_in_between(needs_openvino, tiny_world_path):
+    world = load_world(tiny_world_path).model
+    with by_torch(world):
+        assert not is_exported(world)
+    assert not is_exported(world)  # nor afterwards, if nobody has exported it
+    run_by_openvino(world)
+    parts = world.transformer.run, world.autoencoder.decoder.forward
+    with pytest.raises(KeyError), by_torch(world):
+        assert not is_exported(world)
+        assert world.autoencoder.decoder.forward is not parts[1]
+        raise KeyError
+    assert parts == (world.transformer.run, world.autoencoder.decoder.forward)
+
+
+@pytest.mark.parametrize(
+    ("installed", "device", "parameters", "loads", "expected"),
+    [
+        (True, "cpu", 50_000_000, True, "openvino"),
+        (True, "cpu", 50_000_001, True, "torch"),
+        (True, "cuda", 10, True, "torch"),
+        (False, "cpu", 10, True, "torch"),
+        (True, "cpu", 10, False, "torch"),
+    ],
+)
+def test_auto_is_openvino_where_it_can_be(installed, device, parameters, loads, expected, monkeypatch, capsys):
+    world = types.SimpleNamespace(device=torch.device(device), num_parameters=parameters)
+    asked = []
+
+    def run(world):
+        asked.append(world)
+        if not loads:
+            raise RuntimeError("its libraries are of another machine")
+
+    monkeypatch.setattr("farworld.exported.find_spec", lambda name: installed and name == "openvino")
+    monkeypatch.setattr("farworld.exported.run_by_openvino", run)
+    assert use_backend(world, "auto") == expected
+    assert asked == ([world] if expected == "openvino" or not loads else [])
+    assert ("its libraries are of another machine" in capsys.readouterr().err) is not loads
+
+
+@pytest.mark.parametrize(("words", "expected"), [([], "auto"), (["--backend", "torch"], "torch")])
+def test_a_window_is_run_by_what_is_best(words, expected, tiny_world_path, monkeypatch):
+    """And what is played headless by PyTorch, whose frames do not depend on what is installed."""
+    asked = []
+    monkeypatch.setattr("farworld.exported.use_backend", lambda world, backend: asked.append(backend) or "torch")
+    monkeypatch.setattr("farworld.play.cli._run_window", lambda *arguments: None)
+    monkeypatch.setattr("farworld.play.window.require_display", lambda: None)
+    command = ["play", "--ckpt", str(tiny_world_path), "--device", "cpu", "--threads", str(torch.get_num_threads())]
+    app([*command, *words], result_action="return_value")
+    app([*command, *words, "--headless", "--frames", "1"], result_action="return_value")
+    assert asked == [expected, "torch"]
 
 
 def test_without_openvino_the_command_says_what_to_install(tiny_world_path, monkeypatch):

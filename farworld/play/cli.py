@@ -33,6 +33,7 @@ BACKEND_HELP = (
     "What runs the model. On a CPU openvino takes less time, once it has exported the world, some seconds at the "
     "start; openvino-bf16 still less, at a slight loss. Both need farworld[openvino]."
 )
+AUTO_BACKEND_HELP = BACKEND_HELP + " auto is openvino in a window if that is installed, and torch elsewhere."
 SCRIPT_HELP = (
     "Keys to press when headless, a text file with one entry a line, KEY[+KEY...] [xCOUNT]: `up x10` holds a key "
     "for 10 frames, `up+left x3` two of them, `- x5` none, `action:forward x4` takes an action by its name, "
@@ -69,7 +70,7 @@ def play(
     layout: Annotated[Literal["sliding", "anchored"] | None, Parameter(help=LAYOUT_HELP)] = None,
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], Parameter(help="Where the model runs.")] = "auto",
     threads: Annotated[int | None, Parameter(help=THREADS_HELP)] = None,
-    backend: Annotated[Backend, Parameter(help=BACKEND_HELP)] = "torch",
+    backend: Annotated[Backend | Literal["auto"], Parameter(help=AUTO_BACKEND_HELP)] = "auto",
     size: Annotated[int, Parameter(help="Side of the picture in the window, in pixels.")] = 640,
     frames_per_second: Annotated[
         float | None, Parameter(help="Pace of the window; the world's own without it. What is written keeps the own.")
@@ -101,7 +102,7 @@ def play(
             "--layout": layout,
             "--device": None if device == "auto" else device,
             "--threads": threads,
-            "--backend": None if backend == "torch" else backend,
+            "--backend": None if backend == "auto" else backend,
         },
         of_env={"--record": record, "--frame-size": frame_size, **dict.fromkeys(options.given, True)},
     )
@@ -122,7 +123,7 @@ def play(
                 ckpt, seed=seed, start=start or 0, num_steps=steps, context_frames=context,
                 guidance_scale=1.0 if guidance is None else guidance, layout=layout, device=device,
             )  # fmt: skip
-            use_backend(world_player.world.model, backend)
+            use_backend(world_player.world.model, "torch" if headless and backend == "auto" else backend)
             settle_threads(world_player.rollout, threads)
         else:
             from farworld.envs.player import open_env_player
