@@ -105,7 +105,7 @@ def play(
             ckpt, seed=seed, num_steps=steps, context_frames=context, guidance_scale=guidance, layout=layout,
             device=device,
         )  # fmt: skip
-        runs_it = use_backend(player.world.model, backend)
+        runs_it = use_backend(player.rollout, backend)
         settle_threads(player.rollout, threads)
         with Window(player) as window:
             report = measure(PlayedWindow(window, player, seed), frames, began)
@@ -345,7 +345,7 @@ def open_dream(ckpt: str, batch_size: int, seed: int, backend: str, **settings: 
         env = gymnasium.make_vec(
             DREAM, num_envs=batch_size, vectorization_mode="vector_entry_point", ckpt=ckpt, **settings
         )
-    use_backend(env.unwrapped.rollout.world, backend)
+    use_backend(env.unwrapped.rollout, backend)
     return DreamEnv(env, env.unwrapped.rollout, seed)
 
 
@@ -415,12 +415,15 @@ def measure_resets(subject: Subject) -> float:
 def measure_parts(subject: Subject, rollout: Rollout, num_frames: int) -> dict[str, float]:
     """Mean milliseconds of the parts of a frame; see `farworld.breakdown.break_down`."""
     from farworld.breakdown import break_down
+    from farworld.exported import is_exported
 
     def next_frame() -> None:
         subject.prepare()
         subject.next_frame()
 
     parts = break_down(next_frame, num_frames, rollout, draw=subject.screen)
+    if is_exported(rollout.world):
+        del parts["attention"]  # a part of the transformer that nobody can see
     return {name: round(ms, 2) for name, ms in parts.items()}
 
 
@@ -463,7 +466,10 @@ def describe_rollout(rollout: Rollout) -> dict[str, Any]:
 
 
 def describe_arithmetic(rollout: Rollout, frame_ms: float) -> dict[str, Any]:
-    """What a frame takes of what the machine can do."""
+    """A frame's arithmetic as PyTorch does it, and the share of PyTorch's rate in the rollout's dtype that it makes.
+
+    What something else than PyTorch computes in less than that dtype may come to more than all of it.
+    """
     from farworld.arithmetic import matmul_rate
 
     rate = matmul_rate(rollout.world.device, rollout.dtype)

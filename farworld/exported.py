@@ -12,7 +12,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,12 @@ from farworld.models.far import FAR, Embedded, Frames, Modulate, Modulations
 from farworld.models.kv_cache import CachedAttention
 from farworld.world_model import WorldModel
 
+if TYPE_CHECKING:
+    from farworld.rollout import Rollout
+
 Precision = Literal["float32", "bfloat16"]
-MOST_PARAMETERS = (
-    50_000_000  # of a world that is exported unasked: of larger ones it takes a minute, and as much memory
-)
+# Of a world that is exported unasked. Exporting larger ones takes long, and as much memory again.
+MOST_PARAMETERS = 50_000_000
 NEEDS_OPENVINO = 'this way to run a world needs OpenVINO: pip install "farworld[openvino]"'
 
 
@@ -95,29 +97,41 @@ def kept_signal_stack() -> Iterator[None]:
         sigaltstack(ctypes.byref(before), None)
 
 
-def use_backend(world: WorldModel, backend: str) -> str:
-    """Let torch, for which it is loaded, openvino or openvino-bf16 run a world; see `run_by_openvino`.
+def use_backend(rollout: Rollout, backend: str) -> str:
+    """Let torch, for which it is loaded, openvino or openvino-bf16 run a rollout's world; see `run_by_openvino`.
 
     Args:
-        world: to be run.
+        rollout: of the world; for auto primed, and as it was afterwards.
         backend: auto is openvino where it is installed, for worlds on a CPU that are small enough to be played there;
-            torch elsewhere, and if OpenVINO cannot be loaded, of which a line on stderr tells.
+            torch elsewhere, and if OpenVINO fails to make a frame, of which a line on stderr tells.
 
     Returns:
         What runs it, not auto.
     """
+    world = rollout.world
     if backend == "auto":
         if world.device.type != "cpu" or world.num_parameters > MOST_PARAMETERS or not find_spec("openvino"):
             return "torch"
+        start = rollout.snapshot()
         try:
             run_by_openvino(world)
-        except (ImportError, OSError, RuntimeError) as error:
-            print(f"farworld: PyTorch runs the world, since OpenVINO can't be loaded: {error}", file=sys.stderr)
+            rollout.step(0)  # is when it is exported
+        except (ImportError, OSError, RuntimeError, AttributeError, TypeError) as error:
+            run_by_torch(world)
+            print(f"farworld: PyTorch runs the world, since OpenVINO can't: {error}", file=sys.stderr)
             return "torch"
+        finally:
+            rollout.restore(start)
         return "openvino"
     if backend != "torch":
         run_by_openvino(world, precision="bfloat16" if backend == "openvino-bf16" else "float32")
     return backend
+
+
+def run_by_torch(world: WorldModel) -> None:
+    """Let PyTorch run a world again."""
+    vars(world.autoencoder.decoder).pop("forward", None)
+    vars(world.transformer).pop("run", None)
 
 
 @contextlib.contextmanager

@@ -148,7 +148,7 @@ def records(tiny_world_path, tmp_path, capfd):
     for context in (30, 8):
         printed = run(
             capfd, "play", "--ckpt", tiny_world_path, "--frames", "4", "--device", "cpu", "--context", context,
-            "--record", file,
+            "--backend", "torch", "--record", file,
         )  # fmt: skip
         assert json.loads(file.read_text().splitlines()[-1]) == printed
     run(capfd, "env", "--env", TINY_ENV, "--frames", "4", "--record", file)

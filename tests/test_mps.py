@@ -1,6 +1,5 @@
 """Rollouts on Apple's GPUs: on the GPU itself where there is one, and on a stand-in for it everywhere."""
 
-import importlib.util
 import json
 import re
 import subprocess
@@ -11,22 +10,25 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils import backend_registration
 
 from farworld.checkpoint import load_world
 from farworld.models.attention import attend
 from farworld.rollout import Rollout
 
 SCRIPT = Path(__file__).parent / "stand_in_device.py"
-NEAR = 3  # of 255: where a CPU decodes in bfloat16
+NEAR = 4  # of 255: where a CPU decodes in bfloat16
 
 
 @pytest.fixture(scope="module")
 def report(tiny_world_path):
     """What `stand_in_device.py` saw."""
-    if not hasattr(torch._C, "_acc") or importlib.util.find_spec("torchgen") is None:
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
         pytest.skip("this torch has no devices made in Python")
     command = [sys.executable, str(SCRIPT), str(tiny_world_path)]
-    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def test_frames_of_another_device_are_those_of_the_cpu(report):

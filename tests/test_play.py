@@ -17,6 +17,7 @@ import pygame
 from farworld.actions import Action, ActionVocabulary
 from farworld.checkpoint import Context, bundled_worlds, config_from_json, resolve
 from farworld.cli import app
+from farworld.play.cli import prepare_environment
 from farworld.play.hud import BAR_HEIGHT
 from farworld.play.keys import Keys
 from farworld.play.player import WorldPlayer, open_player
@@ -594,3 +595,22 @@ def test_help_describes_the_script(capsys):
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for part in ("up x10", "up+left x3", "- x5", "action:forward x4", "backspace x5", "Backspace, held, rewinds"):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "7"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+)
+def test_threads_spin_a_little_unless_the_user_says_otherwise(given, expected, monkeypatch):
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for name in names:
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    prepare_environment()
+    assert {name: os.environ[name] for name in names if name in os.environ} == expected

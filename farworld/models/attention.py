@@ -142,7 +142,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     # Of few queries and keys that are views, as a cache has them, several releases' kernel for MPS makes garbage
     # (pytorch/pytorch#163597, #169222, #181133).
-    logits = q.contiguous() @ k.contiguous().transpose(-1, -2) * q.shape[-1] ** -0.5
+    logits = (q.contiguous() * q.shape[-1] ** -0.5) @ k.contiguous().transpose(-1, -2)
     return (logits if mask is None else logits + mask).softmax(dim=-1) @ v.contiguous()
 
 

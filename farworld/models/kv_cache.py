@@ -116,7 +116,7 @@ class KVCache:
             (self._sinks if slot < sink_frames else self._storage)[..., self.token_range(slot), :]
             for slot in range(self.scratch_slot)
         ]
-        self._nothing = [torch.zeros_like(slot) for slot in (self._slots[0], self._slots[-1])]
+        self._no_coarse, self._no_fine = torch.zeros_like(self._slots[0]), torch.zeros_like(self._slots[-1])
         self._pages: list[weakref.ref[Page] | None] = [None] * self.scratch_slot  # of what the slots hold now
 
     @property
@@ -214,7 +214,8 @@ class KVCache:
             if (here := held[slot]) is not None:
                 here.keep()
             page = pages[slot]
-            contents[slot] = self._nothing[slot >= self.long_term_frames] if page is None else page.read()
+            empty = self._no_coarse if slot < self.long_term_frames else self._no_fine
+            contents[slot] = empty if page is None else page.read()
             self._pages[slot] = None if page is None else weakref.ref(page)
         self._write(contents)
         self.frame_of_slot = frame_of_slot.clone()
@@ -224,10 +225,12 @@ class KVCache:
 
     def _write(self, contents: dict[int, Tensor]) -> None:
         """Copy contents into their slots."""
-        if 2 * len(contents) > self.scratch_slot and not self.sink_frames and torch.get_num_threads() == 1:
-            # All of the storage in its order, what stays as well: on one thread a third faster than slot by slot.
+        on_cpu = self.keys.is_cpu and all(content.is_cpu for content in contents.values())
+        on_one_thread = on_cpu and torch.get_num_threads() == 1
+        if on_one_thread and not self.sink_frames and 2 * len(contents) > self.scratch_slot:
+            # All of the storage in its order, what stays as well: 10 to 20 % faster on one thread than slot by slot.
             kept = [contents[i] if i in contents else slot.clone() for i, slot in enumerate(self._slots)]
-            torch.cat([*kept, self._nothing[True]], dim=-2, out=self._storage)  # whatever, in the scratch slot
+            torch.cat([*kept, self._no_fine], dim=-2, out=self._storage)  # whatever, in the scratch slot
         elif contents:
             torch._foreach_copy_([self._slots[slot] for slot in contents], list(contents.values()))
 

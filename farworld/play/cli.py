@@ -33,7 +33,10 @@ BACKEND_HELP = (
     "What runs the model. On a CPU openvino takes less time, once it has exported the world, some seconds at the "
     "start; openvino-bf16 still less, at a slight loss. Both need farworld[openvino]."
 )
-AUTO_BACKEND_HELP = BACKEND_HELP + " auto is openvino in a window if that is installed, and torch elsewhere."
+AUTO_BACKEND_HELP = (
+    BACKEND_HELP + " auto is openvino in a window if that is installed, on a CPU, for worlds of up to 50 million "
+    "parameters; else torch."
+)
 SCRIPT_HELP = (
     "Keys to press when headless, a text file with one entry a line, KEY[+KEY...] [xCOUNT]: `up x10` holds a key "
     "for 10 frames, `up+left x3` two of them, `- x5` none, `action:forward x4` takes an action by its name, "
@@ -123,7 +126,7 @@ def play(
                 ckpt, seed=seed, start=start or 0, num_steps=steps, context_frames=context,
                 guidance_scale=1.0 if guidance is None else guidance, layout=layout, device=device,
             )  # fmt: skip
-            use_backend(world_player.world.model, "torch" if headless and backend == "auto" else backend)
+            use_backend(world_player.rollout, "torch" if headless and backend == "auto" else backend)
             settle_threads(world_player.rollout, threads)
         else:
             from farworld.envs.player import open_env_player
@@ -155,7 +158,7 @@ def prepare_environment() -> None:
     """Settings that pygame and torch read when they are imported; what the user has set stays.
 
     On a busy machine OpenMP threads that spin while they wait for a preempted one make a frame take seconds;
-    threads that soon sleep keep it at its pace. Some microseconds of spinning, which GNU's library can be told, spare
+    threads that soon sleep keep it near its pace. Some microseconds of spinning, which GNU's library can be told, spare
     most of what falling asleep between operations costs on an idle machine.
     """
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
