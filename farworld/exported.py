@@ -128,23 +128,26 @@ def use_backend(rollout: Rollout, backend: str) -> str:
     return backend
 
 
-def run_by_torch(world: WorldModel) -> None:
-    """Let PyTorch run a world again."""
-    vars(world.autoencoder.decoder).pop("forward", None)
-    vars(world.transformer).pop("run", None)
+def run_by_torch(world: WorldModel) -> list[Any]:
+    """Let PyTorch run a world again; what ran it, as `by_torch` puts it back."""
+    return [attributes.pop(name, None) for attributes, name in _places(world)]
 
 
 @contextlib.contextmanager
 def by_torch(world: WorldModel) -> Iterator[None]:
     """Let PyTorch run a world in between, whatever else does."""
-    places = [(vars(world.autoencoder.decoder), "forward"), (vars(world.transformer), "run")]
-    kept = [attributes.pop(name, None) for attributes, name in places]
+    kept = run_by_torch(world)
     try:
         yield
     finally:
-        for (attributes, name), method in zip(places, kept, strict=True):
+        for (attributes, name), method in zip(_places(world), kept, strict=True):
             if method is not None:
                 attributes[name] = method
+
+
+def _places(world: WorldModel) -> list[tuple[dict[str, Any], str]]:
+    """Where `run_by_openvino` puts methods before those of the classes."""
+    return [(vars(world.autoencoder.decoder), "forward"), (vars(world.transformer), "run")]
 
 
 def is_exported(world: WorldModel) -> bool:

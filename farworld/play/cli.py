@@ -159,7 +159,7 @@ def prepare_environment() -> None:
 
     On a busy machine OpenMP threads that spin while they wait for a preempted one make a frame take seconds;
     threads that soon sleep keep it near its pace. Some microseconds of spinning, which GNU's library can be told, spare
-    most of what falling asleep between operations costs on an idle machine.
+    nearly half of what falling asleep between operations costs on an idle machine.
     """
     os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     if "OMP_WAIT_POLICY" not in os.environ:
